@@ -1,0 +1,63 @@
+# lanmirror. `make help` lists what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+export PATH := $(BIN):$(PATH)
+DISTROS ?= bookworm trixie
+
+.PHONY: help
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.made: requirements-dev.txt
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "lanmirror needs Python 3.11 or newer with venv: apt-get install python3-venv" >&2; exit 1; }
+	[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+.PHONY: docker
+docker: ## Make a Docker engine and the base images ready (installs what is missing)
+	@molecule/bootstrap $(DISTROS)
+
+.PHONY: up
+up: $(VENV)/.made ## Bring up a lab in containers: server and workstation, with packages installed through it
+	@molecule/bootstrap bookworm
+	molecule converge -s lab
+	molecule side-effect -s lab
+
+.PHONY: down
+down: $(VENV)/.made ## Remove the lab
+	@molecule destroy -s lab
+
+.PHONY: lint
+lint: $(VENV)/.made ## Check the style of everything
+	@yamllint --strict .
+	ansible-lint --offline
+	ruff check .
+	ruff format --check .
+	mypy
+
+.PHONY: unit
+unit: $(VENV)/.made ## Run the fast tests: engine, templates, specs
+	@pytest
+
+.PHONY: molecule
+molecule: $(VENV)/.made docker ## Run the tests in containers, for each of DISTROS
+	@for distro in $(DISTROS); do LANMIRROR_DISTRO=$$distro molecule test -s default; done
+
+.PHONY: test
+test: lint unit molecule ## Run everything: lint, pytest, Molecule
+
+.PHONY: docs
+docs: $(VENV)/.made ## Write the generated parts of the documentation again
+	@python docs/generate.py
+
+.PHONY: clean
+clean: ## Remove what the commands above made in this folder
+	rm -rf $(VENV) .cache .ansible .mypy_cache .pytest_cache .ruff_cache .hypothesis
