@@ -1,0 +1,152 @@
+"""The working directory: its lock, files that appear whole or not at all, and the ledger of deletions.
+
+Everything of this program's own stands in `.lanmirror/`, on the same file system as what is served, so that
+a rename is atomic (POSIX `rename(2)`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+STATE = ".lanmirror"
+
+
+class LockedError(Exception):
+    """Another run holds the lock; the message names its process."""
+
+
+class Store:
+    """What is served, and what this program remembers of it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.state = root / STATE
+        self.partial = self.state / "partial"
+        self.staged = self.state / "staged"
+
+    def create(self) -> None:
+        """Make the folders of the state; raises OSError where that is not possible."""
+        for folder in (self.partial, self.staged):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of the working directory; the kernel lets go of it when the process dies.
+
+        Raises:
+            LockedError: another run holds it.
+        """
+        with (self.state / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise LockedError(
+                    f"another run (process {file.read().strip() or 'unknown'}) holds {file.name}; this one does nothing"
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def path(self, relative: PurePosixPath | str) -> Path:
+        """Return where a path below the working directory stands."""
+        return self.root / relative
+
+    def partial_path(self, relative: PurePosixPath, digest: str) -> Path:
+        """Return where a download of `relative` is collected; other bytes, other name."""
+        key = hashlib.sha256(f"{relative}\0{digest}".encode()).hexdigest()[:40]
+        return self.partial / key
+
+    def staged_path(self, relative: PurePosixPath) -> Path:
+        """Return where new bytes wait that will stand in for a served file of the same name."""
+        return self.staged / hashlib.sha256(str(relative).encode()).hexdigest()[:40]
+
+    def files(self, folder: PurePosixPath) -> dict[str, int]:
+        """Return the sizes in bytes of the files of a folder, by name; none where there is no folder."""
+        try:
+            with os.scandir(self.path(folder)) as entries:
+                return {
+                    entry.name: entry.stat(follow_symlinks=False).st_size
+                    for entry in entries
+                    if entry.is_file(follow_symlinks=False)
+                }
+        except FileNotFoundError:
+            return {}
+
+    def free_bytes(self) -> int:
+        """Return what an ordinary user may still write to the file system."""
+        status = os.statvfs(self.root)
+        return status.f_bavail * status.f_frsize
+
+    def move(self, source: Path, relative: PurePosixPath) -> None:
+        """Put a finished file in its place."""
+        target = self.path(relative)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.chmod(0o644)
+        source.replace(target)
+
+    def write(self, relative: PurePosixPath, data: bytes) -> None:
+        """Write a file whole: beside first, to the disk, then under its name. The same bytes are left alone."""
+        target = self.path(relative)
+        with contextlib.suppress(FileNotFoundError):
+            if target.stat().st_size == len(data) and target.read_bytes() == data:
+                return
+        temporary = self.state / "writing"
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self.move(temporary, relative)
+        self.flush(target.parent)
+
+    def remove(self, relative: PurePosixPath) -> bool:
+        """Delete a file; return whether it was there."""
+        try:
+            self.path(relative).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def flush(self, folder: Path) -> None:
+        """Bring the names of a folder to the disk, so that a power cut keeps the order of renames."""
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def flush_all(self) -> None:
+        """Bring everything written so far to the disk: once for a subdir, instead of once for each package."""
+        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(self.root))
+        finally:
+            os.close(descriptor)
+
+    def load(self, name: str) -> dict[str, Any]:
+        """Return a table of the state; empty where there is none yet or a crash damaged it."""
+        try:
+            data = json.loads((self.state / name).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return data if isinstance(data, dict) else {}
+
+    def save(self, name: str, table: dict[str, Any]) -> None:
+        """Write a table of the state."""
+        self.write(PurePosixPath(STATE, name), json.dumps(table, indent=1, sort_keys=True).encode())
+
+
+def digest(path: Path, algorithm: str) -> str:
+    """Return the hash of a file in lower-case hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
