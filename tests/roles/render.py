@@ -1,0 +1,68 @@
+"""Render a role's template as Ansible would, in milliseconds and without a host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ROLES = sorted(path.parent.parent.name for path in ROOT.glob("roles/*/tasks/main.yml"))
+FACTS = {
+    "os_family": "Debian",
+    "distribution": "Debian",
+    "distribution_version": "12",
+    "all_ipv6_addresses": [],
+    "default_ipv4": {"address": "192.0.2.10"},
+}
+
+
+def load(role: str, path: str) -> dict[str, Any]:
+    """Return one of a role's YAML files; empty where there is none."""
+    file = ROOT / "roles" / role / path
+    data: dict[str, Any] = yaml.safe_load(file.read_text()) or {} if file.exists() else {}
+    return data
+
+
+def defaults(role: str) -> dict[str, Any]:
+    """Return a role's public variables with their defaults."""
+    return load(role, "defaults/main.yml")
+
+
+def specs(role: str) -> dict[str, Any]:
+    """Return a role's argument specs by entry point."""
+    entry_points: dict[str, Any] = load(role, "meta/argument_specs.yml")["argument_specs"]
+    return entry_points
+
+
+def _trusted(value: Any) -> Any:
+    if isinstance(value, str):
+        return trust_as_template(value)
+    if isinstance(value, dict):
+        return {key: _trusted(item) for key, item in value.items()}
+    return [_trusted(item) for item in value] if isinstance(value, list) else value
+
+
+def evaluate(role: str, text: str, **variables: Any) -> Any:
+    """Return what a template text comes out as, with the role's variables and those given here."""
+    known = {
+        "ansible_facts": FACTS,
+        "ansible_managed": "Ansible managed",
+        "inventory_hostname": "server",
+        "ansible_check_mode": False,
+        **defaults(role),
+        **load(role, "vars/main.yml"),
+        **variables,
+    }
+    loader = DataLoader()
+    loader.set_basedir(str(ROOT / "roles" / role))
+    return Templar(loader=loader, variables=_trusted(known)).template(trust_as_template(text))
+
+
+def render(role: str, template: str, **variables: Any) -> str:
+    """Return what `roles/<role>/templates/<template>` comes out as."""
+    source = (ROOT / "roles" / role / "templates" / template).read_text()
+    return str(evaluate(role, source, **variables))
