@@ -7,6 +7,8 @@ import os
 import pwd
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule  # type: ignore[import-untyped]  # Ansible ships no types
@@ -16,7 +18,7 @@ DOCUMENTATION = """
 module: client_file
 short_description: Read, write or remove one settings file as its user
 description:
-  - With a user, everything happens with that user's rights (root gives its own up first), so that links in a home
+  - With a user, everything happens with that user's rights (root gives its own up meanwhile), so that links in a home
     directory lead nowhere the user could not go. A file that is a link is written where it leads.
   - Writes go to a temporary file beside the target, which then takes its place.
 options:
@@ -65,14 +67,31 @@ problem:
 """
 
 
-def become(user: str) -> Path:
-    """Give up root's rights for a user's, for good; return the user's home."""
-    entry = pwd.getpwnam(user)
-    if os.geteuid() == 0 and entry.pw_uid != 0:
-        os.initgroups(user, entry.pw_gid)
-        os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
-        os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
-    return Path(entry.pw_dir)
+@contextmanager
+def acting_as(user: str) -> Iterator[None]:
+    """Have a user's rights instead of root's, and no more; for no name, go on as who we are."""
+    entry = pwd.getpwnam(user) if user else None
+    if entry is None or os.geteuid() != 0 or entry.pw_uid == 0:
+        yield
+        return
+    groups, group = os.getgroups(), os.getegid()
+    os.initgroups(user, entry.pw_gid)
+    os.setegid(entry.pw_gid)
+    os.seteuid(entry.pw_uid)
+    try:
+        yield
+    finally:
+        # Ansible's own answer needs root again: its libraries are in an archive that only root reads.
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
+
+
+def locate(path: str, user: str) -> Path:
+    """Give the file that is meant, links followed."""
+    if user:
+        path = str(Path(pwd.getpwnam(user).pw_dir) / path.removeprefix("~/"))
+    return Path(os.path.realpath(path))
 
 
 def read(path: Path) -> str | None:
@@ -118,33 +137,30 @@ def main() -> None:
         supports_check_mode=True,
     )
     path, user, state = (module.params[name] for name in ("path", "user", "state"))
+    after = module.params["content"] if state == "present" else None
     shown = path.replace("~", "~" + user, 1) if user else path
+    before, target, problem = None, None, ""
+    os.umask(0o022)
     try:
-        os.umask(0o022)
-        if user:
-            path = str(become(user) / path.removeprefix("~/"))
-        target = Path(os.path.realpath(path))
-        before = read(target)
-    except (OSError, KeyError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
-        if state == "read":
-            module.exit_json(changed=False, path=shown, content=None, problem=f"{shown}: {reason}")
-        module.fail_json(msg=f"{shown}: {reason}")
+        with acting_as(user):
+            target = locate(path, user)
+            before = read(target)
+            if state != "read" and before != after and not module.check_mode:
+                if after is None:
+                    target.unlink()
+                else:
+                    write(target, after)
+    except UnicodeDecodeError:
+        problem = f"{target}: it is not UTF-8 text"
+    except (OSError, KeyError) as error:
+        problem = f"{target or shown}: {getattr(error, 'strerror', None) or error}"
 
     if state == "read":
-        module.exit_json(changed=False, path=str(target), content=before, problem="")
-    after = module.params["content"] if state == "present" else None
-    changed = before != after
-    if changed and not module.check_mode:
-        try:
-            if after is None:
-                target.unlink()
-            else:
-                write(target, after)
-        except OSError as error:
-            module.fail_json(msg=f"{target}: {error}")
+        module.exit_json(changed=False, path=str(target or shown), content=before, problem=problem)
+    if problem:
+        module.fail_json(msg=problem)
     module.exit_json(
-        changed=changed,
+        changed=before != after,
         path=str(target),
         diff={
             "before": before or "",
