@@ -1,0 +1,8 @@
+"""A Conda upstream for the tests: real packages, indexed by a tool of the field, and a server that can fail.
+
+    channel  builds packages, indexes channels, lays out a whole upstream
+    pages    installer pages of each kind that upstreams show
+    server   an HTTP server with ranges, validators and faults on demand
+
+`python -m upstream.channel DIR` (with `tests/` on the path) lays an upstream out in DIR.
+"""
