@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import errno
 import logging
-import sys
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +31,7 @@ exit codes:
 """
 OK, INCOMPLETE, WRONG, LOCKED, NO_ROOM, UNREACHABLE = range(6)
 LOG_EVERY_SECONDS = 60.0
+CREDENTIALS = re.compile(r"(\bhttps?://)[^/\s@]*@")
 
 log = logging.getLogger("lanmirror_sync")
 
@@ -138,15 +139,27 @@ def _config(arguments: argparse.Namespace) -> Config:
     return config
 
 
+class Discreet(logging.Filter):
+    """Takes the credentials out of addresses: a log is read by more people than the configuration."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Rewrite the message; every record passes."""
+        record.msg, record.args = CREDENTIALS.sub(r"\1", record.getMessage()), ()
+        return True
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command line and return its exit code; see `EXIT_CODES`."""
     arguments = _arguments(argv)
     console = Console(stderr=True)
     if console.is_terminal:
         handler: logging.Handler = RichHandler(console=console, show_path=False, markup=False)
-        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+        layout = "%(message)s"
     else:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+        handler = logging.StreamHandler()
+        layout = "%(asctime)s %(levelname)s %(message)s"
+    handler.addFilter(Discreet())
+    logging.basicConfig(level=logging.INFO, format=layout, handlers=[handler])
     # One line a failure is ours to write; urllib3 would add its own to each.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     try:
