@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,9 +167,9 @@ class Lab:
         return outside.named(self.served.url, where)
 
     def problems(self, *, moving: bool = False) -> list[str]:
-        """Check from outside; return all that a client would stumble over."""
+        """Check from outside, whatever state the last run left; return all that a client would stumble over."""
         subdirs = [subdir for subdir in self.subdirs if (self.mirror / subdir / "repodata.json").exists()]
-        found = outside.check(self.served.url, subdirs, moving=moving).problems
+        found = outside.check(self.served.url, subdirs, moving=moving, rest=False).problems
         # What stands under a name that is served has to be genuine, named by an index or not.
         for file in _payloads(self.mirror):
             with contextlib.suppress(FileNotFoundError):
@@ -184,7 +185,7 @@ class Lab:
 
     def packages(self, subdir: str) -> set[str]:
         """Return the names of the package files that stand in a subdir of the mirror."""
-        return {file.name for file in (self.mirror / subdir).iterdir() if file.name.endswith(PACKAGES)}
+        return {file.name for file in (self.mirror / subdir).glob("*") if file.name.endswith(PACKAGES)}
 
     def repodata(self, subdir: str, form: str = "repodata.json") -> dict[str, Any]:
         """Return a JSON form of an index as it is served."""
@@ -192,6 +193,18 @@ class Lab:
         assert status == 200, f"{subdir}/{form} answers {status}"
         data: dict[str, Any] = json.loads(body)
         return data
+
+    def files_of_its_own(self) -> list[Path]:
+        """Return the files that the engine keeps in the mirror directory for itself: those below a dotted name."""
+        return [file for folder in self.mirror.glob(".*") for file in folder.rglob("*") if file.is_file()]
+
+    @staticmethod
+    def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+        """Wait until something is so."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.01)
 
     def fault(self, path: str, **what: Any) -> None:
         """Make the upstream fail at a path or a pattern of paths; see `server.Fault`."""

@@ -92,14 +92,15 @@ def named(base: str, where: str) -> set[str]:
     return set(_read(Client(base), subdir, form, Findings()) or ())
 
 
-def check(base: str, subdirs: Iterable[str], *, moving: bool = False) -> Findings:
+def check(base: str, subdirs: Iterable[str], *, moving: bool = False, rest: bool = True) -> Findings:
     """Check all forms of the index of each subdir (`pkgs/main/linux-64`) below the address `base`.
 
     Args:
         base: without a slash at the end.
         subdirs: paths below it.
         moving: a sync is running. A file that is not as the index said is then a problem only if the index,
-            read anew, still says so; and the forms may differ for a moment.
+            read anew, still says so.
+        rest: the last run came to its end, so that all forms have to say the same.
     """
     client, findings = Client(base), Findings()
     for subdir in subdirs:
@@ -121,7 +122,7 @@ def check(base: str, subdirs: Iterable[str], *, moving: bool = False) -> Finding
                         findings.problems.append(f"{where} names {name}: {seen[key]}")
             except Exception as error:  # whatever a client cannot read is a finding
                 findings.problems.append(f"{where}: {type(error).__name__}: {error}")
-        if not moving:
+        if rest:
             findings.problems += _disagreements(subdir, findings.records)
     return findings
 
