@@ -58,7 +58,7 @@ def evaluate(role: str, text: str, **variables: Any) -> Any:
         **variables,
     }
     loader = DataLoader()
-    loader.set_basedir(str(ROOT / "roles" / role))
+    loader.set_basedir(str(ROOT / "roles" / role / "templates"))
     return Templar(loader=loader, variables=_trusted(known)).template(trust_as_template(text))
 
 
