@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
@@ -110,13 +111,17 @@ def test_a_disk_that_has_room_for_packages_but_not_for_the_index(small: Lab) -> 
     """The last package is followed by the index: the disk fills between the two."""
     assert small.sync().code == 0
     before = small.repodata(LINUX)
-    # Without compression to speak of, so that the index needs room that the packages have not left.
+    channel.build(channel.Spec("tool", "2.1", subdir="linux-64", files={"x": b"x"}), small.tree / "pkgs/main")
+    channel.index(small.tree / "pkgs/main")
     notes = {f"note{number}": channel.noise(400, number).hex() for number in range(200)}
     channel.edit(small.tree / LINUX, {"hello-1.0-0.conda": notes})
     filler = small.mirror / "filler"
-    small.during(f"/{LINUX}/*", lambda: fill(filler))
+    small.during("*/tool-2.1-0.conda", lambda: fill(filler, leave=32 << 10))
+
     run = small.sync()
+
     assert run.code == 4, run.log
+    assert "tool-2.1-0.conda" in small.packages(LINUX), "the package had room"
     assert small.repodata(LINUX) == before
     assert small.problems() == []
     filler.unlink()
@@ -126,11 +131,10 @@ def test_a_disk_that_has_room_for_packages_but_not_for_the_index(small: Lab) -> 
     small.check()
 
 
-def fill(file: Path) -> None:
-    """Write until the disk is full."""
+def fill(file: Path, leave: int = 0) -> None:
+    """Write until the disk is full, but for so many bytes."""
     with file.open("ab", buffering=0) as stream:
-        try:
+        with contextlib.suppress(OSError):
             while True:
                 stream.write(bytes(4096))
-        except OSError:
-            return
+        stream.truncate(stream.tell() - leave)
