@@ -11,7 +11,7 @@ import codecs
 import json
 import mmap
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -96,10 +96,6 @@ class Index:
         """Return the name of the archive that a key stands for."""
         return self.wheels[key] if section == WHEELS else key + SECTIONS[section]
 
-    def record(self, file_name: str) -> tuple[str, Raw]:
-        """Return the section and the undecoded record of a package."""
-        return next((section, raw) for section, _, name, raw in self.records() if name == file_name)
-
     def records(self) -> Iterator[tuple[str, str, str, Raw]]:
         """Yield section, key, file name and undecoded record of everything that can be mirrored."""
         for section, records in self.sections.items():
@@ -155,9 +151,10 @@ def parse(data: Document) -> Index:
     packages: dict[str, Package] = {}
     names: dict[str, str] = {}
     wheels: dict[str, str] = {}
+    dropped: list[tuple[str, str]] = []
     for section, records in sections.items():
         suffix = SECTIONS[section]
-        for key, raw in list(records.items()):
+        for key, raw in records.items():
             file_name = key + suffix
             try:
                 encoded = bytes(raw)
@@ -166,17 +163,10 @@ def parse(data: Document) -> Index:
                     file_name = wheels[key] = _wheel_name(raw)
                 local = _without_leads(raw, encoded)
                 package = _package(file_name, local, names)
-            except _LeftOutError as error:
-                left_out[file_name] = str(error)
-                del records[key]
-                continue
-            except BAD_JSON as error:
-                refused[file_name] = f"its record is damaged ({error})"
-                del records[key]
-                continue
-            except RepodataError as error:
-                refused[file_name] = str(error)
-                del records[key]
+            except (_LeftOutError, RepodataError, *BAD_JSON) as error:
+                reasons = left_out if isinstance(error, _LeftOutError) else refused
+                reasons[file_name] = f"its record is damaged ({error})" if isinstance(error, BAD_JSON) else str(error)
+                dropped.append((section, key))
                 continue
             if local is not raw:
                 records[key] = local
@@ -184,6 +174,10 @@ def parse(data: Document) -> Index:
             former = packages.setdefault(file_name, package)
             if former is not package and former != package:
                 refused[file_name] = "two records describe it, and not as the same bytes"
+    for section, key in dropped:
+        del sections[section][key]
+        if section == WHEELS:
+            wheels.pop(key, None)
     for file_name in refused.keys() & packages.keys():
         _drop(sections, wheels, file_name)
         del packages[file_name]
@@ -375,27 +369,3 @@ def local_head(top: dict[str, Raw]) -> tuple[dict[str, Raw], str]:
             members_["repodata_version"] = Raw(b"1")
     head["info"] = Raw(msgspec.json.encode(info))
     return head, base_url
-
-
-# What `sync` uses until it publishes with `formats`.
-def encode(index: Index, keep: Callable[[str], bool], former: Mapping[str, tuple[str, Raw]] | None = None) -> bytes:
-    """Return the `repodata.json` to serve: of `index`, the records whose file names `keep` accepts."""
-    sections = {
-        section: {key: raw for key, raw in index.sections.get(section, {}).items() if keep(key)}
-        for section in ("packages", "packages.conda")
-    }
-    for name, (section, raw) in (former or {}).items():
-        sections[section][name] = raw
-    return msgspec.json.encode({**index.head, **sections})
-
-
-def subset(published: Index, names: Index) -> bytes:
-    """Return `current_repodata.json`: of what is published, the records that the upstream's names."""
-    return encode(published, names.packages.__contains__)
-
-
-def empty(arch: str) -> bytes:
-    """Return the index of a subdir without packages."""
-    return msgspec.json.encode(
-        {"info": {"subdir": arch}, "packages": {}, "packages.conda": {}, "removed": [], "repodata_version": 1}
-    )
