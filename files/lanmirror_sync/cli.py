@@ -15,6 +15,7 @@ from lanmirror_sync.config import Config, ConfigError, load
 from lanmirror_sync.fetch import Fetcher, UnreachableError
 from lanmirror_sync.memory import Memory
 from lanmirror_sync.progress import GIB, PlainProgress, TerminalProgress
+from lanmirror_sync.report import discreet
 from lanmirror_sync.store import LockedError, Store
 from lanmirror_sync.sync import NoRoomError, Run
 
@@ -84,6 +85,15 @@ def _config(arguments: argparse.Namespace) -> Config:
     return config
 
 
+class Discreet(logging.Filter):
+    """Takes the credentials out of addresses: a log is read by more people than the configuration."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Rewrite the message; every record passes."""
+        record.msg, record.args = discreet(record.getMessage()), ()
+        return True
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command line and return its exit code; see `EXIT_CODES`."""
     arguments = _arguments(argv)
@@ -111,15 +121,18 @@ def main(argv: Sequence[str]) -> int:
 def _set_up_log() -> PlainProgress | TerminalProgress:
     """Log to standard error, in plain lines where that is no terminal; return a progress display to match."""
     if not sys.stderr.isatty():
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+        handler, layout = logging.StreamHandler(), "%(asctime)s %(levelname)s %(message)s"
+        handler.addFilter(Discreet())
+        logging.basicConfig(level=logging.INFO, format=layout, handlers=[handler])
         return PlainProgress()
     # Loaded where there is a terminal: it takes longer than a whole run that finds nothing new.
     from rich.console import Console  # noqa: PLC0415
     from rich.logging import RichHandler  # noqa: PLC0415
 
     console = Console(stderr=True)
-    handler = RichHandler(console=console, show_path=False, markup=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    rich_handler = RichHandler(console=console, show_path=False, markup=False)
+    rich_handler.addFilter(Discreet())
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[rich_handler])
     return TerminalProgress(console)
 
 

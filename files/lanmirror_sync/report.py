@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol
 
 # So many failures of one subdir are kept and logged one by one; the rest are counted.
 FAILURES_TOLD = 50
+CREDENTIALS = re.compile(r"(\bhttps?://)[^/\s@]*@")
 
 log = logging.getLogger(__name__)
+
+
+def discreet(text: str) -> str:
+    """Return a text without the credentials of the addresses in it."""
+    return CREDENTIALS.sub(r"\1", text)
 
 
 class Progress(Protocol):
@@ -55,7 +62,7 @@ class Report:
         self.counts[owner] += 1
         told = self.failures.setdefault(owner, [])
         if len(told) < FAILURES_TOLD:
-            told.append(message)
+            told.append(discreet(message))
             log.error("%s", message)
         elif self.counts[owner] == FAILURES_TOLD + 1:
             log.error("%s: there are more failures, which are only counted", owner)

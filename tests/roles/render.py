@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible.parsing.dataloader import DataLoader
-from ansible.template import Templar, trust_as_template
+from ansible.parsing.dataloader import DataLoader  # type: ignore[import-untyped]  # it ships no types
+from ansible.template import Templar, trust_as_template  # type: ignore[import-untyped]  # it ships no types
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROLES = sorted(path.parent.parent.name for path in ROOT.glob("roles/*/tasks/main.yml"))
@@ -58,7 +58,7 @@ def evaluate(role: str, text: str, **variables: Any) -> Any:
         **variables,
     }
     loader = DataLoader()
-    loader.set_basedir(str(ROOT / "roles" / role))
+    loader.set_basedir(str(ROOT / "roles" / role / "templates"))
     return Templar(loader=loader, variables=_trusted(known)).template(trust_as_template(text))
 
 

@@ -4,5 +4,5 @@
     pages    installer pages of each kind that upstreams show
     server   an HTTP server with ranges, validators and faults on demand
 
-`python -m upstream.channel DIR` (with `tests/` on the path) lays an upstream out in DIR.
+`python -m tests.upstream.channel DIR` lays an upstream out in DIR.
 """

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import zstandard
-from conda_package_streaming.create import conda_builder
+from conda_package_streaming.create import conda_builder  # type: ignore[import-untyped]  # it ships no types
 from rattler.index import index_fs
 
-from upstream import pages
+from . import pages
 
 # Packages of the tests are all made at one moment, so that two builds differ only where they should.
 MADE = 1_700_000_000
@@ -236,7 +236,7 @@ def lay_out(root: Path, *, size: int = 12) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Lay out an upstream in the folder that is given."""
     if len(arguments) != 1:
-        print("usage: python -m upstream.channel DIR", file=sys.stderr)
+        print("usage: python -m tests.upstream.channel DIR", file=sys.stderr)
         return 2
     began = time.monotonic()
     lay_out(Path(arguments[0]))

@@ -58,9 +58,7 @@ def autoindex(title: str, entries: Iterable[Path]) -> str:
         shown = name if len(name) <= 50 else name[:47] + "..>"
         date = time.strftime("%d-%b-%Y %H:%M", time.gmtime(entry.stat().st_mtime))
         size = "-" if entry.is_dir() else str(entry.stat().st_size)
-        lines.append(
-            f'<a href="{quote(name)}">{html.escape(shown)}</a>{" " * (51 - len(shown))}{date} {size:>19}\r\n'
-        )
+        lines.append(f'<a href="{quote(name)}">{html.escape(shown)}</a>{" " * (51 - len(shown))}{date} {size:>19}\r\n')
     return (
         f"<html>\r\n<head><title>Index of {title}</title></head>\r\n<body>\r\n<h1>Index of {title}</h1><hr>"
         f'<pre><a href="../">../</a>\r\n{"".join(lines)}</pre><hr></body>\r\n</html>\r\n'

@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -18,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from upstream import pages
+from . import pages
 
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 # Pages that the listing of a folder leaves out, as Nginx does: what begins with a dot.
@@ -36,7 +35,8 @@ class Fault:
         cut: end the connection after so many bytes of the body, though more were announced.
         corrupt: change one byte in the middle of the body.
         length: announce this `Content-Length`, whatever is sent.
-        stall: wait so many seconds before the first byte of the body.
+        stall: wait so many seconds in the middle of the answer.
+        stall_at: so many bytes of the body are sent before that.
         drop: end the connection without an answer.
         endless: send bytes without end, announced without a length.
         ignore_ranges: answer a range request with the whole.
@@ -50,6 +50,7 @@ class Fault:
     corrupt: bool = False
     length: int | None = None
     stall: float = 0.0
+    stall_at: int = 0
     drop: bool = False
     endless: bool = False
     ignore_ranges: bool = False
@@ -74,11 +75,12 @@ class Upstream:
         self.faults: dict[str, Fault] = {}
         self.requests: list[Request] = []
         self.on_request: Callable[[Request], None] = lambda request: None
+        self.stopped = threading.Event()
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     @property
     def url(self) -> str:
@@ -91,6 +93,7 @@ class Upstream:
 
     def stop(self) -> None:
         """Stop answering; further connections are refused."""
+        self.stopped.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -198,7 +201,11 @@ def _handler(upstream: Upstream) -> type[BaseHTTPRequestHandler]:
             body = file.read_bytes() if fault.body is None else fault.body
             status = file.stat()
             etag = '"' + hashlib.md5(f"{status.st_mtime_ns} {status.st_size}".encode()).hexdigest() + '"'
-            headers = {"ETag": etag, "Last-Modified": formatdate(status.st_mtime, usegmt=True), "Accept-Ranges": "bytes"}
+            headers = {
+                "ETag": etag,
+                "Last-Modified": formatdate(status.st_mtime, usegmt=True),
+                "Accept-Ranges": "bytes",
+            }
             asked = self.headers
             if asked.get("If-None-Match") == etag or (
                 "If-None-Match" not in asked and asked.get("If-Modified-Since") == headers["Last-Modified"]
@@ -237,13 +244,17 @@ def _handler(upstream: Upstream) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
             self.end_headers()
             self.wfile.flush()
-            if fault.stall:
-                time.sleep(fault.stall)
             if self.command == "HEAD" or status == HTTPStatus.NOT_MODIFIED:
                 return
             while fault.endless:
                 self.wfile.write(os.urandom(1 << 16))
-            self.wfile.write(body if fault.cut is None else body[: fault.cut])
+            body = body if fault.cut is None else body[: fault.cut]
+            if fault.stall:
+                self.wfile.write(body[: fault.stall_at])
+                self.wfile.flush()
+                upstream.stopped.wait(fault.stall)
+                body = body[fault.stall_at :]
+            self.wfile.write(body)
             if fault.cut is not None or (fault.length is not None and fault.length != len(body)):
                 self.close_connection = True
 
