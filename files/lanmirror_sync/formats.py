@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,19 +22,14 @@ from msgspec import Raw
 from lanmirror_sync import compress, repodata, shards
 from lanmirror_sync.repodata import BAD_JSON, SECTIONS, WHEELS, Index, RepodataError
 
+# The JSON files of a subdir, and the forms in which each is served.
+FORMS: Mapping[str, tuple[str, ...]] = {
+    "repodata.json": ("", ".zst", ".bz2", ".gz"),
+    "current_repodata.json": ("", ".zst", ".gz"),
+    "run_exports.json": ("", ".zst"),
+}
 # Every file of a subdir's index but the shards themselves, in the order in which they are put in place.
-INDEX_FILES = (
-    shards.INDEX,
-    "repodata.json",
-    "repodata.json.zst",
-    "repodata.json.bz2",
-    "repodata.json.gz",
-    "current_repodata.json",
-    "current_repodata.json.zst",
-    "current_repodata.json.gz",
-    "run_exports.json",
-    "run_exports.json.zst",
-)
+INDEX_FILES = (shards.INDEX, *(name + form for name, forms in FORMS.items() for form in forms))
 PACKERS: Mapping[str, Callable[[Path, BinaryIO, int], None]] = {
     ".zst": compress.zst,
     ".bz2": compress.bzip2,
@@ -52,7 +48,7 @@ class Published:
         expired: shards that were in no index for a week, to be deleted.
         shards: what to hand to the next call.
         names: the package names that are published.
-        seconds: the time that each format took.
+        seconds: the time that each format took, while others were made beside it.
     """
 
     files: tuple[str, ...]
@@ -143,36 +139,36 @@ def publish(
     view = _View(index, keep, former or Index({}, {}, {}))
     seconds: dict[str, float] = {}
 
-    def write(name: str, head: Mapping[str, Any], part: _View) -> None:
-        with _timed(seconds, name), (folder / name).open("wb") as file:
-            _write_json(file, head, part)
-
-    def pack(name: str, *suffixes: str) -> None:
-        for suffix in suffixes:
-            with _timed(seconds, name + suffix), (folder / (name + suffix)).open("wb") as file:
-                PACKERS[suffix](folder / name, file, threads)
-
-    write("repodata.json", _head(view), view)
-    pack("repodata.json", ".zst", ".bz2", ".gz")
+    parts = {"repodata.json": view}
     if current is not None:
-        newest = _View(index, keep, view.former, repodata.split(current)[1])
-        write("current_repodata.json", _head(newest), newest)
-        pack("current_repodata.json", ".zst", ".gz")
+        parts["current_repodata.json"] = replace(view, within=repodata.split(current)[1])
     if run_exports is not None:
-        exports = _exports(run_exports, view)
-        write("run_exports.json", exports.index.head, exports)
-        pack("run_exports.json", ".zst")
-    with _timed(seconds, shards.INDEX):
-        made = shards.make(
-            _named(view),
-            removed=_removed(index),
-            info={**_info(view), "subdir": arch},
-            folder=folder,
-            former=state or shards.State(),
-            present=present,
-            now=now,
-        )
-        (folder / shards.INDEX).write_bytes(made.index)
+        parts["run_exports.json"] = _exports(run_exports, view)
+    for name, part in parts.items():
+        with _timed(seconds, name), (folder / name).open("wb") as file:
+            _write_json(file, part)
+
+    def pack() -> None:
+        for name in parts:
+            for form in filter(None, FORMS[name]):
+                with _timed(seconds, name + form), (folder / (name + form)).open("wb") as file:
+                    PACKERS[form](folder / name, file, threads)
+
+    # Compression is the work of libraries that leave the interpreter free; shards are made meanwhile.
+    with ThreadPoolExecutor(1) as aside:
+        packing = aside.submit(pack)
+        with _timed(seconds, shards.INDEX):
+            made = shards.make(
+                _named(view),
+                removed=_removed(index),
+                info={**_info(view), "subdir": arch},
+                folder=folder,
+                former=state or shards.State(),
+                present=present,
+                now=now,
+            )
+            (folder / shards.INDEX).write_bytes(made.index)
+        packing.result()
     there = {file.name for file in folder.iterdir()} - set(made.files)
     return Published(
         files=(*made.files, *(name for name in INDEX_FILES if name in there)),
@@ -267,12 +263,9 @@ def _revision(view: _View, known: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in right.items() if known.get(key) is not None}
 
 
-def _head(view: _View) -> dict[str, Any]:
-    return {**view.index.head, "info": _info(view)}
-
-
-def _write_json(file: BinaryIO, head: Mapping[str, Any], view: _View) -> None:
+def _write_json(file: BinaryIO, view: _View) -> None:
     """Write a document of the shape of `repodata.json`, record by record, so that it is never whole in memory."""
+    head = {**view.index.head, "info": _info(view)}
     file.write(b"{")
     for key in sorted(head, key=lambda key: key != "info"):
         if key != "signatures":
