@@ -21,7 +21,7 @@ import zstandard
 
 # The levels where the next one costs much more time than it saves bytes, of 217 MB of records on two cores:
 # see docs/engine.md for the measurements.
-ZSTD_LEVEL = 10
+ZSTD_LEVEL = 9
 GZIP_LEVEL = 6
 BZIP2_LEVEL = 9
 CHUNK = 1 << 22

@@ -23,7 +23,7 @@ from lanmirror_sync.repodata import BAD_JSON
 
 INDEX = "repodata_shards.msgpack.zst"
 SUFFIX = ".msgpack.zst"
-LEVEL = 9
+LEVEL = 3
 # CEP 16: so that a client with a former index still finds what that names.
 KEEP_DAYS = 7
 # Other bytes come of the same records when one of these changes.
