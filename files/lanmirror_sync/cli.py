@@ -145,6 +145,8 @@ def _plan(config: Config, arguments: argparse.Namespace, progress: PlainProgress
     if run.report.asked and run.report.unreachable == run.report.asked:
         return UNREACHABLE
     total = 0
+    for path, held in run.report.unchanged.items():
+        print(f"{path}: 0 to fetch, unchanged; {held} held")
     for task in tasks:
         total += task.plan.download_bytes
         unverified = f", {len(task.plan.check)} to hash" if task.plan.check else ""
@@ -154,7 +156,6 @@ def _plan(config: Config, arguments: argparse.Namespace, progress: PlainProgress
         )
     size = sum(download.expected.size or 0 for download in downloads)
     print(f"installers: {len(downloads)} to fetch, {size / GIB:.2f} GiB")
-    print(f"unchanged: {run.report.unchanged} of {run.report.asked} subdirs")
     print(f"in all: {(total + size) / GIB:.2f} GiB")
     return INCOMPLETE if run.report.failed else OK
 
@@ -173,6 +174,6 @@ def _sync(config: Config, arguments: argparse.Namespace, progress: PlainProgress
         "%s: %d files fetched (%.2f GiB, %.1f MB/s), %d deleted, %d failures, %d of %d subdirs unchanged, %.1f s",
         "incomplete" if report.failed else "in sync",
         report.fetched, report.received / GIB, report.received / 1e6 / max(spent, 0.001), report.deleted,
-        report.failed, report.unchanged, report.asked, spent,
+        report.failed, len(report.unchanged), report.asked, spent,
     )  # fmt: skip
     return INCOMPLETE if report.failed else OK

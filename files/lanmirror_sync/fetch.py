@@ -122,6 +122,7 @@ class Fetcher:
         self._wire = Wire(config)
         self._hosts = Hosts(config.jobs, config.retries, config.retry_wait_seconds)
         self._stop = threading.Event()
+        self._over = threading.Event()
         self._inbox: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._ready: deque[_Job] = deque()
         self._waiting: list[tuple[float, int, _Job]] = []
@@ -201,6 +202,9 @@ class Fetcher:
     def _submit(self, job: _Job) -> None:
         self._inbox.put(job)
         self._wire.wake()
+        if self._over.is_set():
+            self._drain()
+            self._abandon(None)
 
     def _run(self) -> None:
         failure: BaseException | None = None
@@ -210,14 +214,24 @@ class Fetcher:
         except BaseException as error:  # whatever it is, who waits has to hear of it
             failure = error
             self._stop.set()
+        if failure or self._feeding:
+            self._done.put(failure or FetchError("stopped"))
+        self._over.set()
         self._drain()
-        for job in (*self._ready, *(entry[2] for entry in self._waiting), *self._busy.values()):
+        self._abandon(failure)
+
+    def _abandon(self, failure: BaseException | None) -> None:
+        """Tell all who wait that nothing comes any more."""
+        while self._ready or self._waiting or self._busy:
+            if self._ready:
+                job = self._ready.popleft()
+            else:
+                job = self._waiting.pop()[2] if self._waiting else self._busy.popitem()[1]
             with contextlib.suppress(OSError):
                 job.sink.close()
             stopped = FetchError(f"{job.url}: stopped")
             stopped.__cause__ = failure
             job.finish(None, stopped)
-        self._done.put(failure)
 
     def _turn(self) -> None:
         """Begin what can be begun, move bytes, and see to what has ended."""
@@ -319,15 +333,15 @@ class Fetcher:
     def _ended(self, exchange: Exchange, failure: Failure | None) -> None:
         """See how an exchange ended, and what to do about it."""
         job = self._busy.pop(exchange)
-        host, now = host_of(job.url), time.monotonic()
+        host = host_of(job.url)
         error = self._verdict(exchange, job.sink, failure)
         if error is None:
             self._hosts.served(host)
             job.finish(exchange, None)
             return
-        retry_after = 0.0
+        retry_after = _retry_after(exchange.headers.get("retry-after")) or 0.0
+        now = time.monotonic()
         if isinstance(error, UnreachableError):
-            retry_after = _retry_after(exchange.headers.get("retry-after")) or 0.0
             pause = self._hosts.refused(host, Refusal(job.url, exchange.status, retry_after, str(error)), now)
             if pause:
                 what = "given up for this run" if pause == math.inf else f"asked again in {pause:.0f} s"

@@ -19,7 +19,7 @@ TOO_MANY_REQUESTS = 429
 
 def host_of(url: str) -> str:
     """Return what a host is known by here: name and port."""
-    return urlsplit(url).netloc
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class Report:
         deleted: files that were deleted.
         unreachable: subdirs whose index could not be asked for.
         asked: subdirs whose index was asked for.
-        unchanged: subdirs that were complete, and whose index the upstream did not change.
+        unchanged: subdirs that were complete, and whose index the upstream did not change: how many packages
+            each of them has.
     """
 
     failures: dict[str, list[str]] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class Report:
     deleted: int = 0
     unreachable: int = 0
     asked: int = 0
-    unchanged: int = 0
+    unchanged: dict[str, int] = field(default_factory=dict)
 
     def fail(self, owner: str, message: str) -> None:
         """Note a failure and log it at once."""

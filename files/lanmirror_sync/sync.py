@@ -132,7 +132,7 @@ class Run:
         self._publish_empty_noarch(channels)
         self._publish_channeldata(channels)
         self._forget_old_partials()
-        self._memory.commit()
+        self._checkpoint(now=True)
 
     # ---- what the upstream has -------------------------------------------------------------------------
 
@@ -211,7 +211,7 @@ class Run:
 
     def _unchanged(self, path: PurePosixPath, fact: Mapping[str, Any]) -> None:
         """See to the little that is to be done for a subdir that did not change."""
-        self.report.unchanged += 1
+        self.report.unchanged[str(path)] = fact["held"]
         for message in fact["failures"]:
             self.report.fail(str(path), message)
         if self._dry:

@@ -122,7 +122,9 @@ class Extra:
     def __init__(self, fetcher: Fetcher, subdir: Subdir, name: str) -> None:
         self._fetcher = fetcher
         self._urls = [f"{url}/{name}" for url in subdir.index_urls]
-        self._first = fetcher.ask([f"{url}{ZST}" for url in self._urls], limit=LARGEST_SENT)
+        self._found: Future[tuple[str, bytes] | None] = Future()
+        packed = fetcher.ask([f"{url}{ZST}" for url in self._urls], limit=LARGEST_SENT)
+        packed.add_done_callback(self._take_packed)
 
     def read(self) -> bytes | None:
         """Return it unpacked; None where the upstream does not have it.
@@ -131,14 +133,25 @@ class Extra:
             FetchError: it could not be asked for.
             RepodataError: it is damaged.
         """
-        try:
-            return unpack(self._first.result().data or b"", ZST)
-        except MissingError:
-            pass
-        try:
-            return self._fetcher.ask(self._urls, limit=LARGEST_SENT).result().data
-        except MissingError:
-            return None
+        found = self._found.result()
+        return unpack(found[1], found[0]) if found else None
+
+    def _take_packed(self, answer: Future[Answer]) -> None:
+        """Ask for the plain form as soon as it is known that there is no other."""
+        if isinstance(answer.exception(), MissingError):
+            plain = self._fetcher.ask(self._urls, limit=LARGEST_SENT)
+            plain.add_done_callback(lambda answer: self._take(PLAIN, answer))
+        else:
+            self._take(ZST, answer)
+
+    def _take(self, form: str, answer: Future[Answer]) -> None:
+        error = answer.exception()
+        if isinstance(error, MissingError):
+            self._found.set_result(None)
+        elif error:
+            self._found.set_exception(error)
+        else:
+            self._found.set_result((form, answer.result().data or b""))
 
 
 def unpack(data: bytes, form: str) -> bytes:

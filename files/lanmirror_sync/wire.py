@@ -152,7 +152,7 @@ class Wire:
 
     def wake(self) -> None:
         """Make a `wait` in another thread return."""
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # full, or closed: there is nothing to wake
             self._waker.send(b"w")
 
     def close(self) -> None:
