@@ -40,6 +40,8 @@ UNKNOWN_RECORDS = re.compile(r"packages\..+|v[0-9]+")
 # Fields of a record that may lead a client to another server than the one it has the index from.
 LEADING = ("url", "channel", "base_url", "download_url")
 CHECK_BYTES = 1 << 22
+# More lists and objects in one record are an attack on what has to read them, and not a package.
+MOST_NESTED = 500
 
 # What an index may be read from. A file that is mapped costs memory only where it is looked at.
 Document = bytes | bytearray | memoryview | mmap.mmap
@@ -104,18 +106,13 @@ class Index:
                 yield section, key, self.wheels[key] if section == WHEELS else key + suffix, raw
 
     def pick(self, file_names: Collection[str]) -> Index:
-        """Return a small index of these packages alone, which does not hold on to the bytes of this one."""
+        """Return the index of these packages alone."""
         sections: dict[str, dict[str, Raw]] = {}
-        wheels = {}
         for section, key, file_name, raw in self.records():
             if file_name in file_names:
-                sections.setdefault(section, {})[key] = raw.copy()
-                if section == WHEELS:
-                    wheels[key] = file_name
+                sections.setdefault(section, {})[key] = raw
         packages = {name: self.packages[name] for name in file_names if name in self.packages}
-        signatures = self.head.get("signatures")
-        head = {} if signatures is None else {"signatures": signatures.copy()}
-        return Index(head, sections, packages, wheels)
+        return Index(self.head, sections, packages, self.wheels)
 
 
 class _Fields(msgspec.Struct, gc=False):
@@ -137,15 +134,25 @@ _wheel = msgspec.json.Decoder(_Wheel)
 BAD_JSON = (ValueError, RecursionError)
 
 
-def parse(data: Document) -> Index:
+def parse(data: Document, only: Collection[str] | None = None) -> Index:
     """Parse the bytes of a `repodata.json`; the index goes on referring to them.
 
     Of two equal keys the last counts, as in Python's `json`, and only it is published.
+
+    Args:
+        data: the bytes.
+        only: file names to which the index is restricted; it then holds copies, and `data` can be let go.
 
     Raises:
         RepodataError: it is not JSON in UTF-8, or not an index.
     """
     top, sections, left_out = split(data)
+    if only is not None:
+        top = {key: raw.copy() for key, raw in top.items()}
+        for section, records in sections.items():
+            sections[section] = {
+                key: raw.copy() for key, raw in records.items() if section == WHEELS or key + SECTIONS[section] in only
+            }
     refused: dict[str, str] = {}
     rewritten: list[str] = []
     packages: dict[str, Package] = {}
@@ -244,9 +251,10 @@ def _check_keys(data: bytes) -> None:
     The thorough look costs as much as all the rest, so it is taken only where a quick one finds a reason.
 
     Raises:
-        RepodataError: a key is there twice.
+        RepodataError: a key is there twice, or it is nested beyond reason.
         ValueError: it is no JSON.
     """
+    _check_nesting(data)
     if (
         data.count(b'"sha256"') > 1
         or data.count(b'"md5"') > 1
@@ -256,6 +264,11 @@ def _check_keys(data: bytes) -> None:
         or b'"url"' in data
     ):
         json.loads(data, object_pairs_hook=_without_repetition)
+
+
+def _check_nesting(data: bytes) -> None:
+    if len(data) > 2 * MOST_NESTED and data.count(b"[") + data.count(b"{") > MOST_NESTED:
+        raise RepodataError(f"it has more than {MOST_NESTED} lists and objects")
 
 
 def _without_leads(raw: Raw, data: bytes) -> Raw:
@@ -346,6 +359,7 @@ def local_head(top: dict[str, Raw]) -> tuple[dict[str, Raw], str]:
         RepodataError: `info` is no object.
     """
     head = dict(top)
+    _check_nesting(bytes(head.get("info", b"")))
     info = _members("info", head.get("info", Raw(b"{}")))
     base_url = ""
     for key in list(info):

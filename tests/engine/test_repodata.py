@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import mmap
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -59,6 +61,7 @@ def test_md5_is_taken_where_there_is_no_better() -> None:
         (b'{"packages": {}, "v3": {"conda": 1}}', "damaged 'v3.conda'"),
         (b'{"packages": {}, "info": "linux-64"}', "damaged 'info'"),
         (b'{"packages": {}, "info": {"a": 1e999}}', "damaged 'info'"),
+        (b'{"packages": {}, "info": {"a": %s}}' % (b"[" * 600 + b"]" * 600), "more than 500 lists"),
         (b'{"packages": {"\xff": {}}}', "is not a JSON object"),
         (b'{"packages": {"a-1-0.conda": {"license": "\xff"}}}', "is not a JSON object"),
         (b'{"packages": {"a-1-0.conda": {"license": "\\ud800"}}}', "is not a JSON object"),
@@ -107,6 +110,7 @@ def test_a_name_that_is_none_of_a_package_is_refused_by_name(name: str) -> None:
         (b"null", "damaged"),
         (b"[]", "damaged"),
         (b"{}", "damaged"),
+        (b'{"name": "a", "md5": "%s", "deep": %s}' % (MD5.encode(), b"[" * 600 + b"]" * 600), "more than 500 lists"),
         (json.dumps(record(size=-1)).encode(), "its size is -1"),
         (json.dumps(record(size=10**30)).encode(), f"its size is {10**30}"),
         (json.dumps(record(size=1 << 41)).encode(), f"its size is {1 << 41}"),
@@ -216,19 +220,35 @@ def test_a_relative_base_url_is_told_and_taken_out() -> None:
     assert "base_url" not in msgspec.json.decode(index.head["info"])
 
 
-def test_a_picked_index_does_not_hold_the_bytes_of_the_large_one() -> None:
-    index = parse(
-        packages={f"p{number}-1-0.tar.bz2": record() for number in range(2000)},
-        v3={"whl": {"w-1-0": record(url="w-1-py3-none-any.whl")}},
-        signatures={"p7-1-0.tar.bz2": {"key": {"signature": "00"}}},
+def test_a_restricted_index_does_not_hold_the_bytes_of_the_large_one() -> None:
+    data = bytearray(
+        json.dumps(
+            {
+                "packages": {f"p{number}-1-0.tar.bz2": record() for number in range(20)},
+                "v3": {"whl": {"w-1-0": record(url="w-1-py3-none-any.whl")}},
+                "signatures": {"p7-1-0.tar.bz2": {"key": {"signature": "00"}}},
+            }
+        ).encode()
     )
-    picked = index.pick({"p7-1-0.tar.bz2", "w-1-py3-none-any.whl", "unknown-1-0.conda"})
-    assert set(picked.packages) == {"p7-1-0.tar.bz2", "w-1-py3-none-any.whl"}
-    assert [(section, file_name) for section, _, file_name, _ in picked.records()] == [
-        ("packages", "p7-1-0.tar.bz2"),
-        ("v3.whl", "w-1-py3-none-any.whl"),
-    ]
-    assert json.loads(bytes(picked.head["signatures"])) == {"p7-1-0.tar.bz2": {"key": {"signature": "00"}}}
+    small = repodata.parse(data, only={"p7-1-0.tar.bz2", "w-1-py3-none-any.whl", "unknown-1-0.conda"})
+    # Fails with a BufferError while anything refers to the bytes.
+    data.clear()
+    assert set(small.packages) == {"p7-1-0.tar.bz2", "w-1-py3-none-any.whl"}
+    assert json.loads(bytes(small.head["signatures"])) == {"p7-1-0.tar.bz2": {"key": {"signature": "00"}}}
+    picked = small.pick({"p7-1-0.tar.bz2"})
+    assert set(picked.packages) == {"p7-1-0.tar.bz2"}
+    assert [(section, file_name) for section, _, file_name, _ in picked.records()] == [("packages", "p7-1-0.tar.bz2")]
+
+
+def test_a_file_that_is_mapped_reads_like_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "repodata.json"
+    file.write_bytes(DOCUMENT)
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        index = repodata.parse(mapped)
+        assert index.packages == repodata.parse(DOCUMENT).packages
+        del index
+    with pytest.raises(RepodataError):
+        repodata.parse(memoryview(b"<html>"))
 
 
 JSON = st.recursive(
