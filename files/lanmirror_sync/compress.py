@@ -35,7 +35,7 @@ T = TypeVar("T")
 def zst(source: Path, target: BinaryIO, threads: int) -> None:
     """Write the bytes of `source` as one zstd frame that tells its content's size (RFC 8878)."""
     with source.open("rb") as file:
-        packer = zstandard.ZstdCompressor(ZSTD_LEVEL, threads=threads if threads > 1 else 0)
+        packer = zstandard.ZstdCompressor(ZSTD_LEVEL, threads=threads)
         packer.copy_stream(file, target, size=source.stat().st_size, read_size=CHUNK, write_size=CHUNK)
 
 

@@ -40,7 +40,15 @@ def unpack(file: Path) -> bytes:
 
 def documents(folder: Path, stem: str = "repodata.json") -> dict[str, Any]:
     """Return what each form of a JSON file holds, by the name of the form."""
-    return {file.name: json.loads(unpack(file)) for file in sorted(folder.glob(f"{stem}*"))}
+    return {
+        file.name: json.loads(unpack(file), object_pairs_hook=_without_repetition)
+        for file in sorted(folder.glob(f"{stem}*"))
+    }
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
 
 
 def records(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
