@@ -132,6 +132,16 @@ def test_only_what_changed_is_written_again(subdir: Subdir, monkeypatch: pytest.
     assert made == ["b", "d"]
 
 
+def test_a_record_that_was_patched_makes_its_shard_again(subdir: Subdir) -> None:
+    subdir.publish(document(a=2, b=1))
+    patched = document(a=2, b=1)
+    patched["packages.conda"]["a-1-1.conda"]["depends"] = ["b <2"]
+    assert len(written(subdir.publish(patched))) == 1
+    assert served.shard_records(subdir.path)["packages.conda"]["a-1-1.conda"]["depends"] == ["b <2"]
+    del patched["removed"][0]
+    assert len(written(subdir.publish(patched))) == 1
+
+
 def test_a_shard_that_was_lost_is_made_again(subdir: Subdir) -> None:
     subdir.publish(document(a=1, b=1))
     lost = f"{served.shard_index(subdir.path)['shards']['a'].hex()}.msgpack.zst"
