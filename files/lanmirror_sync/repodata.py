@@ -334,12 +334,14 @@ def _package(file_name: str, raw: Raw, names: dict[str, str]) -> Package:
     if fields.size is not None and not 0 <= fields.size <= LARGEST_PACKAGE:
         raise RepodataError(f"its size is {fields.size}")
     name = names.setdefault(fields.name, fields.name)
-    sha256 = (fields.sha256 or "").lower()
-    if SHA256.fullmatch(sha256):
-        return Package(file_name, name, fields.size, "sha256", sha256)
-    md5 = (fields.md5 or "").lower()
-    if MD5.fullmatch(md5):
-        return Package(file_name, name, fields.size, "md5", md5)
+    sha256, md5 = (fields.sha256 or "").lower(), (fields.md5 or "").lower()
+    # Some clients cannot read the whole index when one hash is none.
+    if sha256 and not SHA256.fullmatch(sha256):
+        raise RepodataError(f"its sha256 is {sha256[:80]!r}")
+    if md5 and not MD5.fullmatch(md5):
+        raise RepodataError(f"its md5 is {md5[:80]!r}")
+    if sha256 or md5:
+        return Package(file_name, name, fields.size, "sha256" if sha256 else "md5", sha256 or md5)
     raise RepodataError("its record has neither a sha256 nor an md5")
 
 
