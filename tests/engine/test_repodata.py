@@ -189,6 +189,20 @@ def test_wheels_that_are_elsewhere_are_left_out_and_faulty_ones_refused() -> Non
     assert "v4" not in index.head
 
 
+def test_a_record_in_v3_may_name_its_file_but_no_other() -> None:
+    conda = {
+        "a-1-0": record(fn="a-1-0.conda"),
+        "b-1-0": record(fn="b-2-0.conda"),
+        "c-1-0": record(fn="https://files.example.org/c-1-0.conda"),
+        "d-1-0": record(fn="../d-1-0.conda"),
+    }
+    index = parse(v3={"conda": conda})
+    assert list(index.packages) == ["a-1-0.conda"]
+    assert set(index.left_out) == {"c-1-0.conda"}
+    assert set(index.refused) == {"b-1-0.conda", "d-1-0.conda"}
+    assert "names 2 files" in index.refused["b-1-0.conda"]
+
+
 def test_what_leads_off_the_mirror_is_taken_out() -> None:
     index = parse(
         info={
