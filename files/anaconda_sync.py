@@ -3,15 +3,15 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #   "msgspec==0.22.0",
+#   "pycurl==7.49.0",
 #   "pyyaml==6.0.3",
-#   "requests==2.34.2",
 #   "rich==15.0.0",
 #   "zstandard==0.25.0",
 # ]
 # ///
 """Mirror Conda channels: fetch what the upstream's indexes name, verify it, then publish the indexes.
 
-    anaconda_sync.py [sync|plan] --config FILE [--working-dir DIR] [--delete] [--only GLOB] [--jobs N]
+    anaconda_sync.py [sync|plan|verify] --config FILE [--working-dir DIR] [--delete] [--only GLOB] [--jobs N]
 
 The work is done by the package `lanmirror_sync` beside this file.
 """
