@@ -3,8 +3,8 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #   "msgspec==0.22.0",
+#   "pycurl==7.49.0",
 #   "pyyaml==6.0.3",
-#   "requests==2.34.2",
 #   "rich==15.0.0",
 #   "zstandard==0.25.0",
 # ]

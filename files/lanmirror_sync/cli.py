@@ -1,4 +1,4 @@
-"""The command line, the log, the progress display and the exit codes."""
+"""The command line, the log and the exit codes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import argparse
 import dataclasses
 import errno
 import logging
-import re
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from lanmirror_sync.config import Config, ConfigError, load
 from lanmirror_sync.fetch import Fetcher, UnreachableError
+from lanmirror_sync.memory import Memory
+from lanmirror_sync.progress import GIB, PlainProgress, TerminalProgress
+from lanmirror_sync.report import discreet
 from lanmirror_sync.store import LockedError, Store
-from lanmirror_sync.sync import GIB, NoRoomError, Run
+from lanmirror_sync.sync import NoRoomError, Run
 
 EXIT_CODES = """\
 exit codes:
@@ -29,75 +28,11 @@ exit codes:
   4  too little disk
   5  the upstream cannot be reached, nothing changed
 """
+PERCENT = 100
 OK, INCOMPLETE, WRONG, LOCKED, NO_ROOM, UNREACHABLE = range(6)
-LOG_EVERY_SECONDS = 60.0
-CREDENTIALS = re.compile(r"(\bhttps?://)[^/\s@]*@")
+ENDED: Mapping[type[Exception], int] = {LockedError: LOCKED, NoRoomError: NO_ROOM, UnreachableError: UNREACHABLE}
 
 log = logging.getLogger("lanmirror_sync")
-
-
-class PlainProgress:
-    """A line a minute, for a log file."""
-
-    def __init__(self) -> None:
-        self._files = self._size = self._done = self._received = 0
-        self._last = time.monotonic()
-
-    def start(self, files: int, size: int) -> None:
-        """See `sync.Progress`."""
-        self._files, self._size = files, size
-        log.info("to fetch: %d files, %.2f GiB", files, size / GIB)
-
-    def received(self, size: int) -> None:
-        """See `sync.Progress`."""
-        self._received += size
-
-    def done(self) -> None:
-        """See `sync.Progress`."""
-        self._done += 1
-        if time.monotonic() - self._last >= LOG_EVERY_SECONDS:
-            self._last = time.monotonic()
-            log.info(
-                "fetched %d of %d files, %.2f of %.2f GiB",
-                self._done, self._files, self._received / GIB, self._size / GIB,
-            )  # fmt: skip
-
-
-class TerminalProgress:
-    """A bar with files, bytes, rate and time left."""
-
-    def __init__(self, console: Console) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[files_done]}/{task.fields[files]} files"),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._task = self._bar.add_task("fetching", total=None, files=0, files_done=0)
-        self._done = 0
-
-    def start(self, files: int, size: int) -> None:
-        """See `sync.Progress`."""
-        log.info("to fetch: %d files, %.2f GiB", files, size / GIB)
-        self._bar.update(self._task, total=size, files=files)
-        if files:
-            self._bar.start()
-
-    def received(self, size: int) -> None:
-        """See `sync.Progress`."""
-        self._bar.advance(self._task, size)
-
-    def done(self) -> None:
-        """See `sync.Progress`."""
-        self._done += 1
-        self._bar.update(self._task, files_done=self._done)
-
-    def stop(self) -> None:
-        """Leave the terminal as it was."""
-        self._bar.stop()
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -121,6 +56,13 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="downloads at a time, instead of the configuration's jobs"
     )
+    parser.add_argument(
+        "--max-delete", type=float, metavar="PERCENT",
+        help="how much of a subdir may be deleted at once, instead of the configuration's max_delete",
+    )  # fmt: skip
+    parser.add_argument(
+        "--accept-older", action="store_true", help="publish the upstream's index even where it is older than ours"
+    )
     parser.add_argument("--check-config", action="store_true", help="check the configuration and do nothing else")
     return parser.parse_args(argv)
 
@@ -134,6 +76,10 @@ def _config(arguments: argparse.Namespace) -> Config:
         if arguments.jobs < 1:
             raise ConfigError(f"--jobs is {arguments.jobs}; allowed: a whole number from 1 on")
         config = dataclasses.replace(config, jobs=arguments.jobs)
+    if arguments.max_delete is not None:
+        if not 0 <= arguments.max_delete <= PERCENT:
+            raise ConfigError(f"--max-delete is {arguments.max_delete:g}; allowed: a number from 0 to {PERCENT}")
+        config = dataclasses.replace(config, max_delete=arguments.max_delete)
     if not config.subdirs() and not config.dists:
         raise ConfigError("repos, cloud and installers.dists are all empty: there is nothing to mirror")
     return config
@@ -144,24 +90,14 @@ class Discreet(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Rewrite the message; every record passes."""
-        record.msg, record.args = CREDENTIALS.sub(r"\1", record.getMessage()), ()
+        record.msg, record.args = discreet(record.getMessage()), ()
         return True
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line and return its exit code; see `EXIT_CODES`."""
     arguments = _arguments(argv)
-    console = Console(stderr=True)
-    if console.is_terminal:
-        handler: logging.Handler = RichHandler(console=console, show_path=False, markup=False)
-        layout = "%(message)s"
-    else:
-        handler = logging.StreamHandler()
-        layout = "%(asctime)s %(levelname)s %(message)s"
-    handler.addFilter(Discreet())
-    logging.basicConfig(level=logging.INFO, format=layout, handlers=[handler])
-    # One line a failure is ours to write; urllib3 would add its own to each.
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    progress = _set_up_log()
     try:
         config = _config(arguments)
     except ConfigError as error:
@@ -169,56 +105,75 @@ def main(argv: Sequence[str]) -> int:
         return WRONG
     if arguments.check_config:
         return OK
-    return _plan(config, arguments) if arguments.command == "plan" else _sync(config, arguments, console)
+    command = _plan if arguments.command == "plan" else _sync
+    try:
+        return command(config, arguments, progress)
+    except (LockedError, NoRoomError, UnreachableError) as error:
+        log.error("%s", error)
+        return ENDED[type(error)]
+    except OSError as error:
+        log.error("%s: %s", error.filename or config.working_dir, error.strerror or error)
+        return NO_ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else INCOMPLETE
+    finally:
+        progress.stop()
 
 
-def _plan(config: Config, arguments: argparse.Namespace) -> int:
+def _set_up_log() -> PlainProgress | TerminalProgress:
+    """Log to standard error, in plain lines where that is no terminal; return a progress display to match."""
+    if not sys.stderr.isatty():
+        handler, layout = logging.StreamHandler(), "%(asctime)s %(levelname)s %(message)s"
+        handler.addFilter(Discreet())
+        logging.basicConfig(level=logging.INFO, format=layout, handlers=[handler])
+        return PlainProgress()
+    # Loaded where there is a terminal: it takes longer than a whole run that finds nothing new.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.logging import RichHandler  # noqa: PLC0415
+
+    console = Console(stderr=True)
+    rich_handler = RichHandler(console=console, show_path=False, markup=False)
+    rich_handler.addFilter(Discreet())
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[rich_handler])
+    return TerminalProgress(console)
+
+
+def _plan(config: Config, arguments: argparse.Namespace, progress: PlainProgress | TerminalProgress) -> int:
     """Print what a sync would fetch: a line for each subdir, and the sum."""
-    run = Run(config, Store(config.working_dir), Fetcher(config), PlainProgress())
-    tasks, downloads = run.plan(arguments.only)
-    if run.report.asked and len(run.report.unreachable) == run.report.asked:
+    store = Store(config.working_dir)
+    with Memory(store.memory_file) as memory, Fetcher(config) as fetcher:
+        run = Run(config, store, memory, fetcher, progress, dry=True)
+        tasks, downloads = run.plan(arguments.only)
+    if run.report.asked and run.report.unreachable == run.report.asked:
         return UNREACHABLE
     total = 0
+    for path, held in run.report.unchanged.items():
+        print(f"{path}: 0 to fetch, unchanged; {held} held")
     for task in tasks:
-        files = len(task.plan.fetch) + len(task.plan.replace)
         total += task.plan.download_bytes
-        print(f"{task.path}: {files} to fetch, {task.plan.download_bytes / GIB:.2f} GiB; {len(task.plan.held)} held")
+        unverified = f", {len(task.plan.check)} to hash" if task.plan.check else ""
+        print(
+            f"{task.path}: {task.plan.files} to fetch, {task.plan.download_bytes / GIB:.2f} GiB; "
+            f"{task.plan.held} held{unverified}"
+        )
     size = sum(download.expected.size or 0 for download in downloads)
     print(f"installers: {len(downloads)} to fetch, {size / GIB:.2f} GiB")
     print(f"in all: {(total + size) / GIB:.2f} GiB")
-    return INCOMPLETE if run.report.failures else OK
+    return INCOMPLETE if run.report.failed else OK
 
 
-def _sync(config: Config, arguments: argparse.Namespace, console: Console) -> int:
+def _sync(config: Config, arguments: argparse.Namespace, progress: PlainProgress | TerminalProgress) -> int:
     """Run a sync and log one line that sums it up."""
     store = Store(config.working_dir)
     started = time.monotonic()
-    terminal = TerminalProgress(console) if console.is_terminal else None
-    progress = terminal or PlainProgress()
-    try:
-        store.create()
-        with store.locked():
-            run = Run(config, store, Fetcher(config, progress.received), progress)
-            run.sync(arguments.only, delete=arguments.delete)
-    except LockedError as error:
-        log.warning("%s", error)
-        return LOCKED
-    except NoRoomError as error:
-        log.error("%s", error)
-        return NO_ROOM
-    except UnreachableError as error:
-        log.error("%s", error)
-        return UNREACHABLE
-    except OSError as error:
-        log.error("%s: %s", error.filename or config.working_dir, error.strerror or error)
-        return NO_ROOM if error.errno == errno.ENOSPC else INCOMPLETE
-    finally:
-        if terminal:
-            terminal.stop()
+    store.create()
+    with store.locked(), Memory(store.memory_file) as memory, Fetcher(config, progress.received) as fetcher:
+        run = Run(config, store, memory, fetcher, progress)
+        run.sync(arguments.only, delete=arguments.delete, accept_older=arguments.accept_older)
     report = run.report
+    spent = time.monotonic() - started
     log.info(
-        "%s: %d files fetched, %d deleted, %d failures, %.1f s",
-        "incomplete" if report.failures else "in sync",
-        report.fetched, report.deleted, len(report.failures), time.monotonic() - started,
+        "%s: %d files fetched (%.2f GiB, %.1f MB/s), %d deleted, %d failures, %d of %d subdirs unchanged, %.1f s",
+        "incomplete" if report.failed else "in sync",
+        report.fetched, report.received / GIB, report.received / 1e6 / max(spent, 0.001), report.deleted,
+        report.failed, len(report.unchanged), report.asked, spent,
     )  # fmt: skip
-    return INCOMPLETE if report.failures else OK
+    return INCOMPLETE if report.failed else OK

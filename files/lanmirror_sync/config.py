@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,27 +21,65 @@ KNOWN_ARCHES = (
 )
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)(b(?:ytes?)?|bits?)?)(?:/s|ps)?", re.IGNORECASE)
+
+# Every setting, with what it is when the file says nothing. README and the role document the same.
 DEFAULTS: dict[str, Any] = {
+    # Absolute path of what is served; the program's own state stands in `.lanmirror/` below it.
     "working_dir": "/srv/mirror/conda",
     "upstream": {
+        # Where packages and installers come from: a URL, or a list of which the next is tried when one fails,
+        # throttles, or lacks a file. + /pkgs/<repo>/<arch>/, /miniconda/, /archive/
         "repo": "https://mirrors.tuna.tsinghua.edu.cn/anaconda",
+        # The same for the community channels. + /<channel>/<arch>/
         "cloud": "https://mirrors.tuna.tsinghua.edu.cn/anaconda/cloud",
+        # Where indexes and installer pages come from, when not from the above: for example the official server,
+        # whose word is then held against every byte from anywhere. Either may be "". These are also the last
+        # place where a file that no other upstream has is asked for.
+        "index": {"repo": "", "cloud": ""},
     },
+    # Channels below `upstream.repo`, each in every one of `arches`.
     "repos": ["main", "free", "r", "msys2"],
     "arches": ["noarch", "linux-64", "win-64"],
+    # <channel>/<arch> below `upstream.cloud`.
     "cloud": [],
     "installers": {
+        # Folders below `upstream.repo` with an installer page, and what a file's name must end in.
         "dists": ["miniconda", "archive"],
         "suffixes": ["Linux-x86_64.sh", "Windows-x86_64.exe"],
     },
+    # Package names, or patterns of them (fnmatch), that are neither fetched nor named by a served index.
     "exclude": ["pytorch-nightly", "pytorch-nightly-cpu", "ignite-nightly"],
+    # Downloads at a time, across all channels.
     "jobs": 16,
+    # All downloads together: "5MB/s", "800 KiB/s", "50Mbit/s", or bytes a second; "" for no limit.
+    "limit_rate": "",
+    # Reading of `verify`, in the same form.
+    "verify_rate": "",
+    # With --delete, a package goes when no index has named it for so many hours.
     "delete_grace_hours": 24,
+    # Percent of a subdir's packages that may go at once; more is taken for a fault of the upstream.
+    "max_delete": 20,
+    # What must stay free on the file system, GiB.
     "min_free_gib": 1,
+    # How often a failed request is tried again; it waits retry_wait_seconds, then twice that, and so on.
     "retries": 4,
     "retry_wait_seconds": 1.0,
+    # How long a connection may take, and how long a transfer may stay below 1 KiB/s.
     "timeout_seconds": 30,
+    # A PEM file with the certificate authorities to trust; "" for those of the environment or the system.
     "ca_bundle": "",
+    # A file for node_exporter's textfile collector, for example
+    # /var/lib/prometheus/node-exporter/lanmirror_conda.prom; "" for none.
+    "metrics_file": "",
+    "site": {
+        # What mirrorz.json says of this site: its URL (without a slash at the end), a short and a long name.
+        "url": "http://localhost",
+        "abbr": "LAN",
+        "name": "",
+        # The path of working_dir in that URL.
+        "path": "/anaconda",
+    },
 }
 
 
@@ -55,11 +93,13 @@ class Subdir:
 
     Attributes:
         path: where it stands below the working directory, `pkgs/<repo>/<arch>` or `cloud/<channel>/<arch>`.
-        url: where the upstream has it, without a slash at the end.
+        urls: where its packages are to be had, the first being the best; without a slash at the end.
+        index_urls: where its index is to be had, likewise.
     """
 
     path: PurePosixPath
-    url: str
+    urls: tuple[str, ...]
+    index_urls: tuple[str, ...]
 
     @property
     def channel(self) -> PurePosixPath:
@@ -73,12 +113,24 @@ class Subdir:
 
 
 @dataclass(frozen=True)
+class Site:
+    """What is told of this site in `mirrorz.json`; see `DEFAULTS`."""
+
+    url: str
+    abbr: str
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
 class Config:
-    """What is wanted, checked. Sizes in GiB, times in the unit that the name says."""
+    """What is wanted, checked; see `DEFAULTS`. Rates in bytes a second, 0 for no limit; the rest as named."""
 
     working_dir: Path
-    upstream_repo: str
-    upstream_cloud: str
+    upstream_repo: tuple[str, ...]
+    upstream_cloud: tuple[str, ...]
+    index_repo: str
+    index_cloud: str
     repos: tuple[str, ...]
     arches: tuple[str, ...]
     cloud: tuple[str, ...]
@@ -86,22 +138,45 @@ class Config:
     suffixes: tuple[str, ...]
     exclude: tuple[str, ...]
     jobs: int
+    limit_rate: int
+    verify_rate: int
     delete_grace_hours: float
+    max_delete: float
     min_free_gib: float
     retries: int
     retry_wait_seconds: float
     timeout_seconds: float
     ca_bundle: str
+    metrics_file: Path | None
+    site: Site
 
     def subdirs(self) -> tuple[Subdir, ...]:
         """Return every subdir to mirror, `noarch` first in each channel, without repetitions."""
         wanted = [
-            Subdir(PurePosixPath("pkgs", repo, arch), f"{self.upstream_repo}/pkgs/{repo}/{arch}")
+            self._subdir(PurePosixPath("pkgs", repo, arch), self.repo_sources, self.repo_indexes)
             for repo in self.repos
             for arch in sorted(self.arches, key=lambda arch: arch != "noarch")
         ]
-        wanted += [Subdir(PurePosixPath("cloud", entry), f"{self.upstream_cloud}/{entry}") for entry in self.cloud]
+        indexes = (self.index_cloud,) if self.index_cloud else self.upstream_cloud
+        sources = tuple(dict.fromkeys((*self.upstream_cloud, *indexes)))
+        for entry in self.cloud:
+            subdir = self._subdir(PurePosixPath(entry), sources, indexes)
+            wanted.append(replace(subdir, path=PurePosixPath("cloud", entry)))
         return tuple(dict.fromkeys(wanted))
+
+    @property
+    def repo_indexes(self) -> tuple[str, ...]:
+        """Where the indexes of `repos` and the installer pages come from."""
+        return (self.index_repo,) if self.index_repo else self.upstream_repo
+
+    @property
+    def repo_sources(self) -> tuple[str, ...]:
+        """Where packages of `repos` and installers come from, the best first."""
+        return tuple(dict.fromkeys((*self.upstream_repo, *self.repo_indexes)))
+
+    @staticmethod
+    def _subdir(path: PurePosixPath, sources: tuple[str, ...], indexes: tuple[str, ...]) -> Subdir:
+        return Subdir(path, tuple(f"{base}/{path}" for base in sources), tuple(f"{base}/{path}" for base in indexes))
 
 
 def load(path: Path, environ: Mapping[str, str] | None = None) -> Config:
@@ -154,8 +229,10 @@ def parse(data: object, environ: Mapping[str, str]) -> Config:
         _known_arch("cloud", arch)
     return Config(
         working_dir=_directory("working_dir", settings["working_dir"]),
-        upstream_repo=_url("upstream.repo", upstream["repo"]),
-        upstream_cloud=_url("upstream.cloud", upstream["cloud"]),
+        upstream_repo=_urls("upstream.repo", upstream["repo"]),
+        upstream_cloud=_urls("upstream.cloud", upstream["cloud"]),
+        index_repo=_optional_url("upstream.index.repo", upstream["index"]["repo"]),
+        index_cloud=_optional_url("upstream.index.cloud", upstream["index"]["cloud"]),
         repos=_names("repos", settings["repos"]),
         arches=arches,
         cloud=cloud,
@@ -163,12 +240,17 @@ def parse(data: object, environ: Mapping[str, str]) -> Config:
         suffixes=_strings("installers.suffixes", installers["suffixes"]),
         exclude=_strings("exclude", settings["exclude"]),
         jobs=int(_number("jobs", settings["jobs"], 1, 256, whole=True)),
+        limit_rate=_rate("limit_rate", settings["limit_rate"]),
+        verify_rate=_rate("verify_rate", settings["verify_rate"]),
         delete_grace_hours=_number("delete_grace_hours", settings["delete_grace_hours"], 0, 24 * 365),
+        max_delete=_number("max_delete", settings["max_delete"], 0, 100),
         min_free_gib=_number("min_free_gib", settings["min_free_gib"], 0, 1024 * 1024),
         retries=int(_number("retries", settings["retries"], 0, 100, whole=True)),
         retry_wait_seconds=_number("retry_wait_seconds", settings["retry_wait_seconds"], 0, 3600),
         timeout_seconds=_number("timeout_seconds", settings["timeout_seconds"], 0.1, 3600),
         ca_bundle=_ca_bundle(settings["ca_bundle"]),
+        metrics_file=_directory("metrics_file", settings["metrics_file"]) if settings["metrics_file"] else None,
+        site=_site(settings["site"]),
     )
 
 
@@ -185,7 +267,7 @@ def _merge(prefix: str, data: object, defaults: dict[str, Any]) -> dict[str, Any
                 f"{prefix}{key} is no setting{hint} (allowed: {', '.join(prefix + name for name in defaults)})"
             )
         nested = isinstance(defaults[key], dict)
-        merged[key] = _merge(f"{prefix}{key}.", value, defaults[key]) if nested else value
+        merged[key] = _merge(f"{prefix}{key}.", {} if value is None else value, defaults[key]) if nested else value
     return {key: dict(value) if isinstance(value, dict) else value for key, value in merged.items()}
 
 
@@ -218,6 +300,41 @@ def _url(key: str, value: object) -> str:
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise _wrong(key, value, "a URL with its scheme, for example https://mirror.example.org/anaconda")
     return parts.geturl().rstrip("/")
+
+
+def _urls(key: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        return (_url(key, value),)
+    if not value:
+        raise _wrong(key, value, "a URL, or a list of at least one")
+    return tuple(dict.fromkeys(_url(key, item) for item in value))
+
+
+def _optional_url(key: str, value: object) -> str:
+    return _url(key, value) if value not in ("", None) else ""
+
+
+def _rate(key: str, value: object) -> int:
+    """Return a rate in bytes a second, 0 for no limit."""
+    if value in ("", None):
+        return 0
+    match = SIZE.fullmatch(str(value).strip()) if not isinstance(value, bool) else None
+    if match:
+        number, prefix, binary, unit = match.groups()
+        factor = float(1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " ")
+        rate = int(float(number) * factor / (8 if (unit or "").lower().startswith("bit") else 1))
+        if rate > 0:
+            return rate
+    raise _wrong(key, value, 'a rate above 0, for example 5MB/s, 800 KiB/s or 50Mbit/s, or "" for no limit')
+
+
+def _site(site: dict[str, Any]) -> Site:
+    if not isinstance(site["path"], str) or not re.fullmatch(r"(/[A-Za-z0-9._-]+)*", site["path"].rstrip("/")):
+        raise _wrong("site.path", site["path"], 'a path that begins with a slash, for example /anaconda, or "/"')
+    for key in ("abbr", "name"):
+        if not isinstance(site[key], str):
+            raise _wrong(f"site.{key}", site[key], "a word")
+    return Site(_url("site.url", site["url"]), site["abbr"], site["name"], site["path"].rstrip("/"))
 
 
 def _directory(key: str, value: object) -> Path:

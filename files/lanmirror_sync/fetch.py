@@ -1,43 +1,50 @@
-"""HTTP: indexes into memory, packages to disk; verified while they stream, resumed where they broke off.
+"""Requests that are tried again, and downloads that are verified while they stream and resumed where they broke off.
 
-Sources: RFC 9110 (ranges, `Retry-After`), the documentation of `requests`.
+One thread keeps `jobs` exchanges going (`wire`). What fails is put aside until its time comes, so that it
+holds up nothing but itself; where an upstream has several places, the next is asked at once. Who is asked
+when is decided in `hosts`, what becomes of the bytes in `sinks`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import email.utils
-import hashlib
+import heapq
+import itertools
 import logging
-import re
+import math
+import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
-import requests
-import urllib3
-import zstandard
+import pycurl
 
 from lanmirror_sync.config import Config
+from lanmirror_sync.hosts import LONGEST_WAIT_SECONDS, Hosts, Refusal, host_of
+from lanmirror_sync.sinks import Download, FileSink, Landed, MemorySink, Sink, WrongError
+from lanmirror_sync.wire import Exchange, Failure, Wire
 
-USER_AGENT = "lanmirror/1 (Conda mirror sync)"
-CHUNK = 1 << 18
-# An index that is larger than this, compressed or not, is no index (conda-forge/linux-64 has 0.3 GiB).
-LARGEST_INDEX = 4 << 30
-LONGEST_WAIT_SECONDS = 300.0
-CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+# A download of more bytes is a big one: at most half of the jobs are given to these while small ones wait.
+BIG_BYTES = 16 << 20
+# So many requests may be waiting for their next attempt before no new one is begun.
+MOST_WAITING = 10_000
+SMALL, BIG = 0, 1
+NOT_MODIFIED = 304
+NO_SUCH_RANGE = 416
+ANSWERED = (200, 206, NOT_MODIFIED)
+MISSING = (404, 410)
+REFUSED = (403, 429)
+SERVER_ERROR = 500
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class FetchError(Exception):
     """A URL that could not be had; the message says why."""
-
-    wait_seconds: float | None = None
 
 
 class UnreachableError(FetchError):
@@ -49,212 +56,347 @@ class MissingError(FetchError):
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What a file has to be.
+class Validators:
+    """What tells whether a URL still has the same bytes (RFC 9110, 13.1); they mean nothing for another URL."""
 
-    Attributes:
-        size: in bytes; None where nothing but the transfer tells it.
-        algorithm: `sha256` or `md5`.
-        digest: in lower-case hexadecimal; "" where nothing tells it, so that only the length is checked.
-    """
+    url: str = ""
+    etag: str = ""
+    last_modified: str = ""
 
-    size: int | None
-    algorithm: str
-    digest: str
+    def headers(self) -> list[str]:
+        """Return what a conditional request sends."""
+        conditions = (("If-None-Match", self.etag), ("If-Modified-Since", self.last_modified))
+        return [f"{name}: {value}" for name, value in conditions if value]
 
 
 @dataclass(frozen=True)
-class Head:
-    """What the upstream says of a file without sending it.
+class Answer:
+    """What came of a request.
 
     Attributes:
-        size: in bytes, None where it does not say.
-        validator: its `ETag` or `Last-Modified`, "" where it has neither.
+        data: the body; None where it is unchanged since the validators that were sent.
+        validators: those of the answer.
+        size: the length of the body in bytes, as announced; None where it was not.
     """
 
+    data: bytes | None
+    validators: Validators
     size: int | None
-    validator: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a download ended: what landed, or why it did not."""
+
+    download: Download
+    landed: Landed | None
+    error: FetchError | None
+
+
+@dataclass(eq=False)
+class _Job:
+    urls: Sequence[str]
+    method: str
+    sink: Sink
+    known: Validators
+    finish: Callable[[Exchange | None, FetchError | None], None]
+    place: int = 0
+    tries: int = 0
+    tried: set[int] = field(default_factory=set)
+    missing: set[int] = field(default_factory=set)
+    error: FetchError | None = None
+    resumed: bool = False
+    complete: bool = False
+
+    @property
+    def url(self) -> str:
+        return self.urls[self.place]
 
 
 class Fetcher:
-    """Requests to the upstream, with one kept-alive session for each thread."""
+    """Requests to the upstreams. Use as a context, and from any thread."""
 
-    def __init__(self, config: Config, on_bytes: Callable[[int], None] = lambda count: None) -> None:
+    def __init__(self, config: Config, on_bytes: Callable[[str, int], None] = lambda owner, size: None) -> None:
         self._config = config
         self._on_bytes = on_bytes
-        self._local = threading.local()
+        self._wire = Wire(config)
+        self._hosts = Hosts(config.jobs, config.retries, config.retry_wait_seconds)
         self._stop = threading.Event()
+        self._over = threading.Event()
+        self._inbox: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._ready: deque[_Job] = deque()
+        self._waiting: list[tuple[float, int, _Job]] = []
+        self._busy: dict[Exchange, _Job] = {}
+        self._ticket = itertools.count()
+        self._feeds: list[Iterator[Download] | None] = [None, None]
+        self._feeding = False
+        self._big = 0
+        self._unfinished = 0
+        self._failure: BaseException | None = None
+        self._done: queue.SimpleQueue[Done | BaseException | None] = queue.SimpleQueue()
+        self._hashing = ThreadPoolExecutor(1)
+        self._thread = threading.Thread(target=self._run, name="fetch", daemon=True)
 
-    def stop(self) -> None:
-        """End all waiting and every transfer at its next chunk, as on Ctrl-C or a full disk."""
+    def __enter__(self) -> Fetcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self._stop.set()
+        self._wire.wake()
+        self._thread.join()
+        self._hashing.shutdown(cancel_futures=True)
+        self._wire.close()
 
-    def head(self, url: str) -> Head | None:
-        """Return what the upstream says of `url`; None where it does not have it.
+    def ask(
+        self, urls: Sequence[str], *, method: str = "GET", known: Validators | None = None, limit: int = 1 << 30
+    ) -> Future[Answer]:
+        """Ask for something small enough for memory, at the first of `urls` that has it.
 
-        Raises:
-            FetchError: it could not be asked.
+        The future raises MissingError where none has it, UnreachableError where none answers, and FetchError
+        where what comes is more than `limit` bytes or breaks off each time.
+
+        Args:
+            urls: the same thing at different places, the best first.
+            method: `GET` or `HEAD`.
+            known: validators of what is held; only sent to the URL that they are of.
+            limit: bytes.
         """
+        future: Future[Answer] = Future()
+        sink = MemorySink(limit)
 
-        def attempt() -> Head:
-            with self._response("HEAD", url) as response:
-                length = response.headers.get("Content-Length", "")
-                validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-                return Head(int(length) if length.isdecimal() else None, validator)
-
-        try:
-            return self._retry(url, attempt)
-        except MissingError:
-            return None
-
-    def get(self, url: str) -> bytes:
-        """Return the bytes behind `url`, unpacked where its name ends in `.zst`.
-
-        Raises:
-            MissingError: the upstream does not have it.
-            UnreachableError: the upstream does not answer.
-            FetchError: what came is truncated, damaged, or too large.
-        """
-        data = self._retry(url, lambda: self._body(url))
-        if not url.endswith(".zst"):
-            return data
-        try:
-            unpacked = zstandard.ZstdDecompressor().stream_reader(data).read(LARGEST_INDEX + 1)
-        except zstandard.ZstdError as error:
-            raise FetchError(f"{url}: is not zstd ({error}); it begins with {data[:40]!r}") from error
-        if len(unpacked) > LARGEST_INDEX:
-            raise FetchError(f"{url}: unpacks to more than {LARGEST_INDEX >> 30} GiB")
-        return unpacked
-
-    def download(self, url: str, expected: Expected, partial: Path) -> None:
-        """Bring `url` to the file `partial`, and return only if it is what was expected.
-
-        What a former attempt or run left in `partial` is continued with a range request. On failure a
-        sound beginning stays there for the next attempt; bytes that proved wrong do not.
-
-        Raises:
-            FetchError: it could not be had, or is not what was expected.
-            OSError: it could not be written.
-        """
-        self._retry(url, lambda: self._transfer(url, expected, partial))
-
-    def _body(self, url: str) -> bytes:
-        parts, total = [], 0
-        with self._response("GET", url) as response:
-            for chunk in self._chunks(url, response):
-                total += len(chunk)
-                if total > LARGEST_INDEX:
-                    raise FetchError(f"{url}: is larger than {LARGEST_INDEX >> 30} GiB")
-                parts.append(chunk)
-        return b"".join(parts)
-
-    def _transfer(self, url: str, expected: Expected, partial: Path) -> None:
-        hasher = hashlib.new(expected.algorithm, usedforsecurity=False)
-        done = 0
-        # Without a hash nothing could tell whether two halves belong to one file.
-        if expected.digest and partial.exists():
-            with partial.open("rb") as file:
-                while chunk := file.read(CHUNK):
-                    hasher.update(chunk)
-                    done += len(chunk)
-        if done and expected.size is not None and done >= expected.size:
-            if done == expected.size and hasher.hexdigest() == expected.digest:
+        def finish(exchange: Exchange | None, error: FetchError | None) -> None:
+            if exchange is None:
+                future.set_exception(error or FetchError(f"{urls[0]}: stopped"))
                 return
-            partial.unlink()
-            hasher, done = hashlib.new(expected.algorithm, usedforsecurity=False), 0
+            headers = exchange.headers
+            validators = Validators(exchange.url, headers.get("etag", ""), headers.get("last-modified", ""))
+            length = headers.get("content-length", "")
+            body = None if exchange.status == NOT_MODIFIED else sink.data
+            future.set_result(Answer(body, validators, int(length) if length.isdecimal() else None))
 
-        with self._response("GET", url, {"Range": f"bytes={done}-"} if done else {}) as response:
-            if done and not self._continues(response, done):
-                hasher, done = hashlib.new(expected.algorithm, usedforsecurity=False), 0
-            with partial.open("ab" if done else "wb") as file:
-                for chunk in self._chunks(url, response):
-                    done += len(chunk)
-                    if expected.size is not None and done > expected.size:
-                        break
-                    hasher.update(chunk)
-                    file.write(chunk)
-                    self._on_bytes(len(chunk))
-        wrong = ""
-        if expected.size is not None and done != expected.size:
-            has = f"more than {expected.size}" if done > expected.size else str(done)
-            wrong = f"has {has} bytes, the index says {expected.size}"
-        elif expected.digest and hasher.hexdigest() != expected.digest:
-            wrong = f"has the {expected.algorithm} {hasher.hexdigest()}, the index says {expected.digest}"
-        if wrong:
-            partial.unlink()
-            raise FetchError(f"{url}: {wrong}")
+        self._submit(_Job(urls, method, sink, known or Validators(), finish))
+        return future
 
-    @staticmethod
-    def _continues(response: requests.Response, done: int) -> bool:
-        """Return whether the body begins where the partial file ends, and not anew."""
-        match = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        return response.status_code == requests.codes.partial and match is not None and int(match[1]) == done
+    def fetch(self, small: Iterator[Download], big: Iterator[Download]) -> Iterator[Done]:
+        """Download everything, `jobs` at a time, and tell of each as it ends.
 
-    def _session(self) -> requests.Session:
-        session: requests.Session | None = getattr(self._local, "session", None)
-        if session is None:
-            session = requests.Session()
-            # A proxy that compresses on the fly would change the lengths that are checked.
-            session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
-            self._local.session = session
-        return session
+        The iterators are drawn on as downloads begin, in the fetching thread.
 
-    @contextlib.contextmanager
-    def _response(self, method: str, url: str, headers: dict[str, str] | None = None) -> Iterator[requests.Response]:
-        """Send a request and turn every refusal into a `FetchError`."""
+        Raises:
+            OSError: a file could not be written; nothing more is fetched.
+        """
+        self._feeds = [small, big]
+        self._feeding = True
+        self._wire.wake()
+        return self._results()
+
+    def _results(self) -> Iterator[Done]:
+        while (done := self._done.get()) is not None:
+            if isinstance(done, BaseException):
+                raise done
+            yield done
+
+    # ---- all below belongs to the fetching thread ---------------------------------------------------------
+
+    def _submit(self, job: _Job) -> None:
+        self._inbox.put(job)
+        self._wire.wake()
+        if self._over.is_set():
+            self._drain()
+            self._abandon(None)
+
+    def _run(self) -> None:
+        failure: BaseException | None = None
         try:
-            response = self._session().request(
-                method,
-                url,
-                headers=headers,
-                stream=True,
-                allow_redirects=True,
-                timeout=self._config.timeout_seconds,
-                # Given with the request: the environment's REQUESTS_CA_BUNDLE wins over `Session.verify`.
-                verify=self._config.ca_bundle or None,
-            )
-        except requests.TooManyRedirects as error:
-            raise FetchError(f"{url}: redirects in a loop") from error
-        except requests.RequestException as error:
-            raise UnreachableError(f"{url}: {_reason(error)}") from error
-        with response:
-            status = response.status_code
-            if status in (requests.codes.not_found, requests.codes.gone):
-                raise MissingError(f"{url}: answers {status} {response.reason}")
-            if status == requests.codes.requested_range_not_satisfiable:
-                raise FetchError(f"{url}: answers {status} {response.reason}")
-            if not response.ok:
-                failure = UnreachableError(f"{url}: answers {status} {response.reason}")
-                failure.wait_seconds = _retry_after(response.headers.get("Retry-After"))
-                raise failure
-            yield response
+            while not self._stop.is_set():
+                self._turn()
+        except BaseException as error:  # whatever it is, who waits has to hear of it
+            failure = error
+            self._stop.set()
+        if failure or self._feeding:
+            self._done.put(failure or FetchError("stopped"))
+        self._over.set()
+        self._drain()
+        self._abandon(failure)
 
-    def _chunks(self, url: str, response: requests.Response) -> Iterator[bytes]:
-        """Yield the body; a transfer that ends before its announced length is an error."""
-        try:
-            while chunk := response.raw.read(CHUNK, decode_content=False):
-                if self._stop.is_set():
-                    raise FetchError(f"{url}: stopped")
-                yield chunk
-        except urllib3.exceptions.HTTPError as error:
-            raise UnreachableError(f"{url}: the transfer broke off ({_reason(error)})") from error
+    def _abandon(self, failure: BaseException | None) -> None:
+        """Tell all who wait that nothing comes any more."""
+        while self._ready or self._waiting or self._busy:
+            if self._ready:
+                job = self._ready.popleft()
+            else:
+                job = self._waiting.pop()[2] if self._waiting else self._busy.popitem()[1]
+            with contextlib.suppress(OSError):
+                job.sink.close()
+            stopped = FetchError(f"{job.url}: stopped")
+            stopped.__cause__ = failure
+            job.finish(None, stopped)
 
-    def _retry(self, url: str, attempt: Callable[[], T]) -> T:
-        """Try until it works, at most `retries` times again, waiting longer each time."""
-        for number in range(self._config.retries + 1):
+    def _turn(self) -> None:
+        """Begin what can be begun, move bytes, and see to what has ended."""
+        self._drain()
+        now = time.monotonic()
+        while self._waiting and self._waiting[0][0] <= now:
+            self._ready.append(heapq.heappop(self._waiting)[2])
+        while len(self._busy) < self._config.jobs and (job := self._next()):
+            self._begin(job, now)
+        if self._feeding and not any(self._feeds) and not self._unfinished:
+            self._feeding = False
+            self._done.put(None)
+        timeout = self._waiting[0][0] - now if self._waiting else None
+        for exchange, failure in self._wire.wait(timeout):
+            self._ended(exchange, failure)
+        if self._failure:
+            raise self._failure
+
+    def _drain(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._ready.append(self._inbox.get_nowait())
+
+    def _next(self) -> _Job | None:
+        """Return what to do next: requests and second attempts; big downloads within bounds; small ones."""
+        if self._ready:
+            return self._ready.popleft()
+        if len(self._waiting) >= MOST_WAITING:
+            return None
+        for feed in (BIG, SMALL) if self._big < self._config.jobs // 2 else (SMALL, BIG):
+            downloads = self._feeds[feed]
+            download = next(downloads, None) if downloads else None
+            if download:
+                return self._download_job(download, big=feed == BIG)
+            self._feeds[feed] = None
+        return None
+
+    def _download_job(self, download: Download, *, big: bool) -> _Job:
+        sink = FileSink(download, self._on_bytes)
+        self._unfinished += 1
+        self._big += big
+
+        def finish(exchange: Exchange | None, error: FetchError | None) -> None:
+            self._unfinished -= 1
+            self._big -= big
+            self._done.put(Done(download, sink.landed, error))
+
+        return _Job(download.urls, "GET", sink, Validators(), finish)
+
+    def _begin(self, job: _Job, now: float) -> None:
+        """Send a request to the best place that may be asked; put it aside where none may be now."""
+        if isinstance(job.sink, FileSink) and not job.resumed:
+            job.resumed = True
+            if job.sink.left_behind():
+                self._hashing.submit(self._resume, job, job.sink)
+                return
+        if job.complete:
+            job.finish(None, None)
+            return
+        places = [place for place in range(len(job.urls)) if place not in job.tried | job.missing]
+        waits = [self._hosts.wait(host_of(job.urls[place]), now) for place in places]
+        wait = min(waits)
+        job.place = places[waits.index(wait)]
+        if wait == math.inf:
+            host = host_of(job.url)
+            job.finish(None, UnreachableError(f"{job.url}: {host} was given up: {self._hosts.why_given_up(host)}"))
+        elif wait > 0:
+            self._put_aside(job, now + wait)
+        else:
+            sink = job.sink
+            conditions = job.known.headers() if job.known.url == job.url else []
+            exchange = Exchange(job.url, job.method, (*sink.headers(job.url), *conditions))
+            exchange.on_body = self._body_taker(exchange, sink)
+            self._hosts.began(host_of(job.url))
+            self._busy[exchange] = job
+            self._wire.start(exchange)
+
+    def _body_taker(self, exchange: Exchange, sink: Sink) -> Callable[[bytes], bool]:
+        def take(data: bytes) -> bool:
             try:
-                return attempt()
-            except MissingError:
-                raise
-            except FetchError as error:
-                if number == self._config.retries or self._stop.is_set():
-                    raise
-                wait = min(self._config.retry_wait_seconds * 2**number, LONGEST_WAIT_SECONDS)
-                if error.wait_seconds is not None:
-                    wait = min(max(wait, error.wait_seconds), LONGEST_WAIT_SECONDS)
-                log.debug("%s; again in %.1f s", error, wait)
-                self._stop.wait(wait)
-        raise AssertionError(url)
+                return sink.take(exchange, data)
+            except OSError as error:  # the disk; libcurl could not hand it on
+                self._failure = error
+                return False
+
+        return take
+
+    def _resume(self, job: _Job, sink: FileSink) -> None:
+        """In a thread of its own, since it may have gigabytes to read: go on from what former runs left."""
+        try:
+            job.complete = sink.resume()
+        except OSError as error:
+            self._failure = error
+        self._submit(job)
+
+    def _put_aside(self, job: _Job, until: float) -> None:
+        heapq.heappush(self._waiting, (until, next(self._ticket), job))
+
+    def _ended(self, exchange: Exchange, failure: Failure | None) -> None:
+        """See how an exchange ended, and what to do about it."""
+        job = self._busy.pop(exchange)
+        host = host_of(job.url)
+        error = self._verdict(exchange, job.sink, failure)
+        if error is None:
+            self._hosts.served(host)
+            job.finish(exchange, None)
+            return
+        retry_after = _retry_after(exchange.headers.get("retry-after")) or 0.0
+        now = time.monotonic()
+        if isinstance(error, UnreachableError):
+            pause = self._hosts.refused(host, Refusal(job.url, exchange.status, retry_after, str(error)), now)
+            if pause:
+                what = "given up for this run" if pause == math.inf else f"asked again in {pause:.0f} s"
+                log.warning("%s; %s is %s", error, host, what)
+        else:
+            self._hosts.served(host)
+        (job.missing if isinstance(error, MissingError) else job.tried).add(job.place)
+        if not isinstance(error, MissingError) or job.error is None:
+            job.error = error
+        if len(job.missing | job.tried) < len(job.urls):
+            self._ready.append(job)
+        elif not job.tried or job.tries >= self._config.retries:
+            job.finish(None, job.error if job.tried else error)
+        else:
+            wait = max(self._config.retry_wait_seconds * 2**job.tries, retry_after)
+            log.debug("%s; again in %.1f s", error, wait)
+            job.tried.clear()
+            job.tries += 1
+            self._put_aside(job, now + min(wait, LONGEST_WAIT_SECONDS))
+
+    def _verdict(self, exchange: Exchange, sink: Sink, failure: Failure | None) -> FetchError | None:
+        """Say what is wrong with an answer; None where nothing is. The sink keeps what is worth it."""
+        try:
+            if exchange.status == NO_SUCH_RANGE:
+                sink.restart()
+            error = self._refusal(exchange, failure)
+            if error is None:
+                sink.end(exchange)
+            sink.close()
+        except WrongError as wrong:
+            return FetchError(f"{exchange.url}: {wrong}")
+        except OSError as trouble:
+            self._failure = trouble
+            return FetchError(f"{exchange.url}: {trouble}")
+        return error
+
+    def _refusal(self, exchange: Exchange, failure: Failure | None) -> FetchError | None:
+        """Say why an answer does not bring what was asked for; None where it says that it does."""
+        url, status = exchange.url, exchange.status
+        answers = f"{url}: answers {status} {exchange.reason}".rstrip()
+        error: FetchError | None = None
+        if self._failure:
+            error = FetchError(f"{url}: stopped")
+        elif status in MISSING:
+            error = MissingError(answers)
+        elif status in REFUSED or status >= SERVER_ERROR:
+            error = UnreachableError(answers)
+        elif failure and failure.code in (pycurl.E_TOO_MANY_REDIRECTS, pycurl.E_UNSUPPORTED_PROTOCOL):
+            error = FetchError(f"{url}: redirects in a loop, or to something else than HTTP ({failure.message})")
+        # A sink that ends the transfer itself knows why.
+        elif failure and failure.code != pycurl.E_WRITE_ERROR:
+            error = UnreachableError(f"{url}: {'the transfer broke off: ' if status else ''}{failure.message}")
+        elif status not in ANSWERED:
+            error = FetchError(answers)
+        return error
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -266,13 +408,3 @@ def _retry_after(value: str | None) -> float | None:
     with contextlib.suppress(ValueError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     return None
-
-
-def _reason(error: BaseException) -> str:
-    """Return the innermost cause of a failed request, which says more than its wrappings."""
-    while True:
-        inner = error.__context__ or next((arg for arg in error.args if isinstance(arg, BaseException)), None)
-        inner = getattr(error, "reason", None) if isinstance(getattr(error, "reason", None), Exception) else inner
-        if inner is None:
-            return " ".join(str(error).split()) or type(error).__name__
-        error = inner

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from lanmirror_sync.repodata import Index, Package
+from lanmirror_sync.repodata import Package
+
+PACKAGE_SUFFIXES = (".conda", ".tar.bz2", ".whl")
+# What is known of a file: the digest of its bytes, when it was verified and not touched since; else its size.
+Known = bytes | int
 
 
 @dataclass(frozen=True)
@@ -14,19 +19,28 @@ class Plan:
     """What one subdir needs before the upstream's index can be served.
 
     Attributes:
-        held: packages whose bytes are there, known to be those of the index.
-        check: packages of which a file of the right size is there that no served index vouches for: its
-            hash decides whether it is fetched.
+        held: how many packages are there with the bytes of the index.
+        held_bytes: their size, as far as the index tells it.
+        check: packages of which a file of the right size is there that was never verified: its hash decides
+            whether it is fetched.
         fetch: packages that are not there.
-        replace: packages that the served index has under the same file name with other bytes.
+        replace: packages of which a file with other bytes is there.
         excluded: file names that are left out because the configuration says so.
+        orphans: files of packages that the index does not name, or that are excluded.
     """
 
-    held: tuple[Package, ...]
+    held: int
+    held_bytes: int
     check: tuple[Package, ...]
     fetch: tuple[Package, ...]
     replace: tuple[Package, ...]
     excluded: frozenset[str]
+    orphans: tuple[str, ...]
+
+    @property
+    def files(self) -> int:
+        """How many files are to be fetched."""
+        return len(self.fetch) + len(self.replace)
 
     @property
     def download_bytes(self) -> int:
@@ -34,39 +48,41 @@ class Plan:
         return sum(package.size or 0 for package in (*self.fetch, *self.replace))
 
 
-def plan(upstream: Index, served: Index | None, files: Mapping[str, int], exclude: Collection[str]) -> Plan:
+def plan(packages: Mapping[str, Package], files: Mapping[str, Known], exclude: Collection[str]) -> Plan:
     """Compare an upstream's index with what is held.
 
-    A served index names only files that were verified against its own records as they were written, so a
-    package whose hash it has as well is known without reading the file.
-
     Args:
-        upstream: the upstream's index.
-        served: the index that is served now, None on the first run.
-        files: the sizes in bytes of the files in the subdir, by file name.
+        packages: those of the upstream's index, by file name.
+        files: what is known of each file in the subdir, by file name.
         exclude: package names, or patterns of them as in `fnmatch`, that are not mirrored.
     """
-    known = served.packages if served else {}
-    held: list[Package] = []
+    is_excluded = re.compile("|".join(map(fnmatch.translate, exclude)) or "(?!)").match
+    held = held_bytes = 0
     check: list[Package] = []
     fetch: list[Package] = []
     replace: list[Package] = []
     excluded = set()
-    for file_name, package in upstream.packages.items():
-        if any(fnmatch.fnmatchcase(package.name, pattern) for pattern in exclude):
+    for file_name, package in packages.items():
+        known = files.get(file_name)
+        if is_excluded(package.name):
             excluded.add(file_name)
-            continue
-        size, former = files.get(file_name), known.get(file_name)
-        vouched = former is not None and former.size in (None, size)
-        if size is None:
+        elif known is None:
             fetch.append(package)
-        elif former is not None and vouched and former.algorithm == package.algorithm:
-            (held if former.digest == package.digest else replace).append(package)
-        elif package.size not in (None, size):
-            fetch.append(package)
+        elif isinstance(known, int):
+            (replace if package.size not in (None, known) else check).append(package)
         else:
-            check.append(package)
-    return Plan(tuple(held), tuple(check), tuple(fetch), tuple(replace), frozenset(excluded))
+            wanted = bytes.fromhex(package.digest)
+            if known == wanted:
+                held += 1
+                held_bytes += package.size or 0
+            elif len(known) == len(wanted):
+                replace.append(package)
+            else:  # by another algorithm, as when an upstream that had md5 only comes to have sha256
+                check.append(package)
+    orphans = tuple(
+        name for name in files if name.endswith(PACKAGE_SUFFIXES) and (name not in packages or name in excluded)
+    )
+    return Plan(held, held_bytes, tuple(check), tuple(fetch), tuple(replace), frozenset(excluded), orphans)
 
 
 def due(
@@ -86,3 +102,14 @@ def due(
     since = {path: min(ledger.get(path, now), now) for path in orphans}
     expired = tuple(path for path, start in since.items() if now - start >= grace_hours * 3600)
     return since, expired
+
+
+def too_many(expired: int, total: int, max_delete: float) -> bool:
+    """Tell whether so many of the files of a subdir would go at once that the upstream is rather at fault.
+
+    Args:
+        expired: files to delete.
+        total: files in the subdir.
+        max_delete: percent. A single file may always go.
+    """
+    return expired > 1 and expired * 100 > total * max_delete

@@ -1,39 +1,57 @@
-"""One `repodata.json`: parsed once, filtered, and encoded in every format that is served.
+"""One upstream index: parsed once, checked record by record, and kept undecoded.
 
-Records stay undecoded (`msgspec.Raw`) but for the four fields that are needed, so that every key this
+Records stay as they came (`msgspec.Raw`) but for the few fields that are needed, so that every key this
 program does not know passes through unchanged, and memory grows with the bytes of the index and not with
-the number of its Python objects. Format: CEP 36 and conda's documentation of `repodata.json`.
+the number of its Python objects. Formats: CEP 36 (`repodata.json`), CEP 15 (`base_url`), CEP 48 (`v3`).
 """
 
 from __future__ import annotations
 
+import codecs
+import json
+import mmap
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
+from msgspec import Raw
 
-# CEP 26: name, version and build of a package; the two extensions of a package archive.
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!~-]*\.(?:conda|tar\.bz2)")
+# CEP 26: name, version and build of a package; the extensions of an archive. No slash, no leading dot.
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!~-]{0,245}\.(?:conda|tar\.bz2|whl)")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MD5 = re.compile(r"[0-9a-f]{32}")
-SECTIONS = ("packages", "packages.conda")
+# No archive is larger (1 TiB): one absurd size must not make a run find the disk too small.
+LARGEST_PACKAGE = 1 << 40
+
+WHEELS = "v3.whl"
+# Where records stand in an index, and what makes a key there a file name. Keys of `v3` have no extension.
+SECTIONS: Mapping[str, str] = {
+    "packages": "",
+    "packages.conda": "",
+    "v3.tar.bz2": ".tar.bz2",
+    "v3.conda": ".conda",
+    WHEELS: ".whl",
+}
+# Top-level members that hold records of a kind that is not known here: what they name is not mirrored.
+UNKNOWN_RECORDS = re.compile(r"packages\..+|v[0-9]+")
+# Fields of a record that may lead a client to another server than the one it has the index from.
+LEADING = ("url", "channel", "base_url", "download_url")
+CHECK_BYTES = 1 << 22
+# More lists and objects in one record are an attack on what has to read them, and not a package.
+MOST_NESTED = 500
+
+# What an index may be read from. A file that is mapped costs memory only where it is looked at.
+Document = bytes | bytearray | memoryview | mmap.mmap
 
 
 class RepodataError(Exception):
     """An index that cannot be used; the message says why."""
 
 
-class _Fields(msgspec.Struct):
-    name: str
-    size: int | None = None
-    sha256: str | None = None
-    md5: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Package:
+class Package(msgspec.Struct, frozen=True, gc=False):
     """What is needed of a record.
 
     Attributes:
@@ -53,122 +71,316 @@ class Package:
 
 @dataclass(frozen=True)
 class Index:
-    """A parsed index.
+    """A parsed index: what of it can be mirrored, and what was taken out.
 
     Attributes:
-        head: the top-level members other than the sections, undecoded.
-        sections: for each of `SECTIONS`, the records by file name, undecoded.
-        packages: what is needed of each record that can be mirrored, by file name.
-        refused: file name (as the index has it) to the reason why the record cannot be mirrored.
+        head: the top-level members that hold no records, undecoded; nothing in them leads off the mirror.
+        sections: for each of `SECTIONS` that the index has, the undecoded records by their keys.
+        packages: what is needed of each record, by file name.
+        wheels: the file names of the wheels, by their keys in `v3.whl`.
+        refused: file name or key to the reason why a record is faulty and cannot be mirrored.
+        left_out: file name, key or top-level member to the reason why it is not mirrored, without a fault.
+        rewritten: file names of records that lost a field which led off the mirror.
+        base_url: where the upstream keeps the packages (CEP 15), absolute or relative to the index; "" where
+            they stand beside it.
     """
 
-    head: Mapping[str, msgspec.Raw]
-    sections: Mapping[str, Mapping[str, msgspec.Raw]]
+    head: Mapping[str, Raw]
+    sections: Mapping[str, Mapping[str, Raw]]
     packages: Mapping[str, Package]
-    refused: Mapping[str, str]
+    wheels: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    rewritten: Collection[str] = ()
+    base_url: str = ""
 
-    def record(self, file_name: str) -> tuple[str, msgspec.Raw]:
-        """Return the section and the undecoded record of a package."""
+    def file_name(self, section: str, key: str) -> str:
+        """Return the name of the archive that a key stands for."""
+        return self.wheels[key] if section == WHEELS else key + SECTIONS[section]
+
+    def records(self) -> Iterator[tuple[str, str, str, Raw]]:
+        """Yield section, key, file name and undecoded record of everything that can be mirrored."""
         for section, records in self.sections.items():
-            if file_name in records:
-                return section, records[file_name]
-        raise KeyError(file_name)
+            suffix = SECTIONS[section]
+            for key, raw in records.items():
+                yield section, key, self.wheels[key] if section == WHEELS else key + suffix, raw
+
+    def pick(self, file_names: Collection[str]) -> Index:
+        """Return the index of these packages alone."""
+        sections: dict[str, dict[str, Raw]] = {}
+        for section, key, file_name, raw in self.records():
+            if file_name in file_names:
+                sections.setdefault(section, {})[key] = raw
+        packages = {name: self.packages[name] for name in file_names if name in self.packages}
+        return Index(self.head, sections, packages, self.wheels)
 
 
-_top = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_section = msgspec.json.Decoder(dict[str, msgspec.Raw])
+class _Fields(msgspec.Struct, gc=False):
+    name: str
+    size: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+
+
+class _Wheel(msgspec.Struct, gc=False):
+    url: str | None = None
+    fn: str | None = None
+
+
+members = msgspec.json.Decoder(dict[str, Raw])
 _fields = msgspec.json.Decoder(_Fields)
+_wheel = msgspec.json.Decoder(_Wheel)
+# What msgspec raises for bad input: its own errors and bad UTF-8 are ValueErrors; deep nesting is not.
+BAD_JSON = (ValueError, RecursionError)
 
 
-def parse(data: bytes) -> Index:
-    """Parse the bytes of a `repodata.json`.
+def parse(data: Document, only: Collection[str] | None = None) -> Index:
+    """Parse the bytes of a `repodata.json`; the index goes on referring to them.
 
-    Raises:
-        RepodataError: it is not JSON, or not an index.
-    """
-    try:
-        top = _top.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RepodataError(f"is not a JSON object ({error}); it begins with {data[:40]!r}") from error
-    if not any(section in top for section in SECTIONS):
-        raise RepodataError(f"has neither {' nor '.join(repr(section) for section in SECTIONS)}")
-    sections: dict[str, dict[str, msgspec.Raw]] = {}
-    packages: dict[str, Package] = {}
-    refused: dict[str, str] = {}
-    for section in SECTIONS:
-        try:
-            sections[section] = _section.decode(top.pop(section, msgspec.Raw(b"{}")))
-        except msgspec.DecodeError as error:
-            raise RepodataError(f"has a damaged {section!r} ({error})") from error
-        for file_name, raw in sections[section].items():
-            package = _package(file_name, raw)
-            if isinstance(package, str):
-                refused[file_name] = package
-            else:
-                packages[file_name] = package
-    return Index(top, sections, packages, refused)
-
-
-def _package(file_name: str, raw: msgspec.Raw) -> Package | str:
-    """Return the package of a record, or the reason why it is refused."""
-    if not FILE_NAME.fullmatch(file_name):
-        return "its file name is none of a package"
-    try:
-        fields = _fields.decode(raw)
-    except msgspec.DecodeError as error:
-        return f"its record is damaged ({error})"
-    if fields.size is not None and fields.size < 0:
-        return f"its size is {fields.size}"
-    sha256, md5 = (fields.sha256 or "").lower(), (fields.md5 or "").lower()
-    if SHA256.fullmatch(sha256):
-        return Package(file_name, fields.name, fields.size, "sha256", sha256)
-    if MD5.fullmatch(md5):
-        return Package(file_name, fields.name, fields.size, "md5", md5)
-    return "its record has neither a sha256 nor an md5"
-
-
-def encode(
-    index: Index, keep: Callable[[str], bool], former: Mapping[str, tuple[str, msgspec.Raw]] | None = None
-) -> bytes:
-    """Return the `repodata.json` to serve: of `index`, the records whose file names `keep` accepts.
-
-    `info.base_url` (CEP 15) is left out, since it may lead off the mirror; so is `v3` (CEP 48), whose
-    packages are not mirrored.
+    Of two equal keys the last counts, as in Python's `json`, and only it is published.
 
     Args:
-        index: the upstream's index.
-        keep: tells whether the record of a file name is served.
-        former: records, by file name, that stand in for the upstream's: section and undecoded record.
+        data: the bytes.
+        only: file names to which the index is restricted; it then holds copies, and `data` can be let go.
+
+    Raises:
+        RepodataError: it is not JSON in UTF-8, or not an index.
     """
-    sections = {
-        section: {name: raw for name, raw in records.items() if keep(name)}
-        for section, records in index.sections.items()
-    }
-    for name, (section, raw) in (former or {}).items():
-        sections[section][name] = raw
-    top: dict[str, Any] = {
-        key: _local_info(raw) if key == "info" else raw for key, raw in index.head.items() if key != "v3"
-    }
-    return msgspec.json.encode({**top, **sections})
+    top, sections, left_out = split(data)
+    if only is not None:
+        top = {key: raw.copy() for key, raw in top.items()}
+        for section, records in sections.items():
+            sections[section] = {
+                key: raw.copy() for key, raw in records.items() if section == WHEELS or key + SECTIONS[section] in only
+            }
+    refused: dict[str, str] = {}
+    rewritten: list[str] = []
+    packages: dict[str, Package] = {}
+    names: dict[str, str] = {}
+    wheels: dict[str, str] = {}
+    dropped: list[tuple[str, str]] = []
+    for section, records in sections.items():
+        suffix = SECTIONS[section]
+        for key, raw in records.items():
+            file_name = key + suffix
+            try:
+                encoded = bytes(raw)
+                _check_keys(encoded)
+                if section == WHEELS:
+                    file_name = wheels[key] = _wheel_name(raw)
+                local = _without_leads(raw, encoded)
+                package = _package(file_name, local, names)
+            except (_LeftOutError, RepodataError, *BAD_JSON) as error:
+                reasons = left_out if isinstance(error, _LeftOutError) else refused
+                reasons[file_name] = f"its record is damaged ({error})" if isinstance(error, BAD_JSON) else str(error)
+                dropped.append((section, key))
+                continue
+            if local is not raw:
+                records[key] = local
+                rewritten.append(file_name)
+            former = packages.setdefault(file_name, package)
+            if former is not package and former != package:
+                refused[file_name] = "two records describe it, and not as the same bytes"
+    for section, key in dropped:
+        del sections[section][key]
+        if section == WHEELS:
+            wheels.pop(key, None)
+    for file_name in refused.keys() & packages.keys():
+        _drop(sections, wheels, file_name)
+        del packages[file_name]
+    head, base_url = local_head(top)
+    return Index(head, sections, packages, wheels, refused, left_out, frozenset(rewritten), base_url)
 
 
-def _local_info(raw: msgspec.Raw) -> Any:
-    info = msgspec.json.decode(raw)
-    if isinstance(info, dict):
-        info.pop("base_url", None)
-    return info
+def split(data: Document) -> tuple[dict[str, Raw], dict[str, dict[str, Raw]], dict[str, str]]:
+    """Take a document of the shape of `repodata.json` apart; nothing in it is judged.
 
+    Returns:
+        Its top-level members without records; its sections; and the members that hold records of a kind
+        that is not known here, each with the reason why it is left out.
 
-def subset(published: Index, names: Index) -> bytes:
-    """Return `current_repodata.json`: of what is published, the records that the upstream's names.
-
-    The records are those of the published index, so that the two cannot disagree.
+    Raises:
+        RepodataError: it is not JSON in UTF-8, or not of that shape.
     """
-    return encode(published, names.packages.__contains__)
+    try:
+        _check_utf8(data)
+        top = members.decode(data)
+    except BAD_JSON as error:
+        raise RepodataError(f"is not a JSON object ({error}); it begins with {bytes(data[:40])!r}") from error
+    if not top.keys() & {"packages", "packages.conda", "v3"}:
+        raise RepodataError("has none of 'packages', 'packages.conda' and 'v3'")
+    sections: dict[str, dict[str, Raw]] = {}
+    left_out: dict[str, str] = {}
+    for section in ("packages", "packages.conda"):
+        sections[section] = _members(section, top.pop(section, Raw(b"{}")))
+    if "v3" in top:
+        for bucket, raw in _members("v3", top.pop("v3")).items():
+            if f"v3.{bucket}" in SECTIONS:
+                sections[f"v3.{bucket}"] = _members(f"v3.{bucket}", raw)
+            else:
+                left_out[f"v3.{bucket}"] = "archives of this kind are not known here"
+    for name in [name for name in top if UNKNOWN_RECORDS.fullmatch(name)]:
+        del top[name]
+        left_out[name] = "records of this kind are not known here"
+    return top, sections, left_out
 
 
-def empty(arch: str) -> bytes:
-    """Return the index of a subdir without packages."""
-    return msgspec.json.encode(
-        {"info": {"subdir": arch}, "packages": {}, "packages.conda": {}, "removed": [], "repodata_version": 1}
-    )
+class _LeftOutError(Exception):
+    """A sound record of something that is not mirrored."""
+
+
+def _members(name: str, raw: Raw) -> dict[str, Raw]:
+    try:
+        return members.decode(raw)
+    except BAD_JSON as error:
+        raise RepodataError(f"has a damaged {name!r} ({error})") from error
+
+
+def _check_utf8(data: Document) -> None:
+    """Raise UnicodeDecodeError where the bytes are no UTF-8: skipped strings are not looked at otherwise."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(data)
+    for start in range(0, len(view), CHECK_BYTES):
+        decoder.decode(view[start : start + CHECK_BYTES])
+    decoder.decode(b"", final=True)
+
+
+def _check_keys(data: bytes) -> None:
+    """Refuse a record that has a key twice, since clients do not agree on which of the two counts.
+
+    The thorough look costs as much as all the rest, so it is taken only where a quick one finds a reason.
+
+    Raises:
+        RepodataError: a key is there twice, or it is nested beyond reason.
+        ValueError: it is no JSON.
+    """
+    _check_nesting(data)
+    if (
+        data.count(b'"sha256"') > 1
+        or data.count(b'"md5"') > 1
+        or data.count(b'"size"') > 1
+        or data.count(b'"name"') > 1
+        or b"\\" in data
+        or b'"url"' in data
+    ):
+        json.loads(data, object_pairs_hook=_without_repetition)
+
+
+def _check_nesting(data: bytes) -> None:
+    if len(data) > 2 * MOST_NESTED and data.count(b"[") + data.count(b"{") > MOST_NESTED:
+        raise RepodataError(f"it has more than {MOST_NESTED} lists and objects")
+
+
+def _without_leads(raw: Raw, data: bytes) -> Raw:
+    """Return a record, given with its bytes, without the fields that lead off the mirror."""
+    if b"//" not in data:
+        return raw
+    record = members.decode(raw)
+    leading = [key for key in LEADING if key in record and leads_away(msgspec.json.decode(record[key]))]
+    for key in leading:
+        del record[key]
+    return Raw(msgspec.json.encode(record)) if leading else raw
+
+
+def leads_away(value: Any) -> bool:
+    """Tell whether a value is a URL of its own, and not one relative to the index (RFC 3986, 4.2)."""
+    if not isinstance(value, str):
+        return False
+    try:
+        parts = urlsplit(value.strip())
+    except ValueError:
+        return True
+    return bool(parts.scheme or parts.netloc) and "//" in value
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise RepodataError(f"its record has {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return found
+
+
+def _wheel_name(raw: Raw) -> str:
+    """Return the file name of a wheel, which its key does not tell.
+
+    Raises:
+        _LeftOutError: it is elsewhere; a wheel from another server would lead clients off the mirror.
+        RepodataError: its path is none of a file beside the index.
+    """
+    wheel = _wheel.decode(raw)
+    paths = {path for path in (wheel.url, wheel.fn) if path is not None}
+    for path in paths:
+        if leads_away(path):
+            raise _LeftOutError(f"its wheel is kept elsewhere ({path})")
+    if len(paths) != 1:
+        raise RepodataError(f"its record names {len(paths)} files")
+    return paths.pop()
+
+
+def _package(file_name: str, raw: Raw, names: dict[str, str]) -> Package:
+    """Return the package of a record.
+
+    Args:
+        file_name: of the archive.
+        raw: its record.
+        names: the package names so far, so that each is held once.
+    """
+    if not FILE_NAME.fullmatch(file_name):
+        raise RepodataError("its file name is none of a package")
+    fields = _fields.decode(raw)
+    if not fields.name:
+        raise RepodataError("its package has no name")
+    if fields.size is not None and not 0 <= fields.size <= LARGEST_PACKAGE:
+        raise RepodataError(f"its size is {fields.size}")
+    name = names.setdefault(fields.name, fields.name)
+    sha256 = (fields.sha256 or "").lower()
+    if SHA256.fullmatch(sha256):
+        return Package(file_name, name, fields.size, "sha256", sha256)
+    md5 = (fields.md5 or "").lower()
+    if MD5.fullmatch(md5):
+        return Package(file_name, name, fields.size, "md5", md5)
+    raise RepodataError("its record has neither a sha256 nor an md5")
+
+
+def _drop(sections: dict[str, dict[str, Raw]], wheels: dict[str, str], file_name: str) -> None:
+    """Take every record of a file out."""
+    for section, records in sections.items():
+        if section == WHEELS:
+            for key in [key for key, name in wheels.items() if name == file_name]:
+                records.pop(key, None)
+        else:
+            records.pop(file_name.removesuffix(SECTIONS[section]) if SECTIONS[section] else file_name, None)
+
+
+def local_head(top: dict[str, Raw]) -> tuple[dict[str, Raw], str]:
+    """Return the head without what leads off the mirror, and the `base_url` that it had.
+
+    Raises:
+        RepodataError: `info` is no object.
+    """
+    head = dict(top)
+    _check_nesting(bytes(head.get("info", b"")))
+    info = _members("info", head.get("info", Raw(b"{}")))
+    base_url = ""
+    for key in list(info):
+        try:
+            value = msgspec.json.decode(info[key])
+        except BAD_JSON as error:
+            raise RepodataError(f"has a damaged 'info' ({error})") from error
+        if key == "base_url":
+            base_url = value if isinstance(value, str) else ""
+            del info[key]
+        elif key == "channel_relations":
+            # CEP 42: other channels, each a path that begins with `../`; absolute ones would lead away.
+            local = {k: v for k, v in value.items() if str(v).startswith("../")} if isinstance(value, dict) else {}
+            if local != value:
+                info[key] = Raw(msgspec.json.encode(local))
+        elif leads_away(value):
+            del info[key]
+    for members_ in (head, info):
+        # CEP 15: version 2 means that there is a base_url, and there is none any more.
+        if members_.get("repodata_version") == Raw(b"2"):
+            members_["repodata_version"] = Raw(b"1")
+    head["info"] = Raw(msgspec.json.encode(info))
+    return head, base_url

@@ -1,4 +1,4 @@
-"""The working directory: its lock, files that appear whole or not at all, and the ledger of deletions.
+"""The working directory: its lock, and files that appear whole or not at all.
 
 Everything of this program's own stands in `.lanmirror/`, on the same file system as what is served, so that
 a rename is atomic (POSIX `rename(2)`).
@@ -10,11 +10,9 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 STATE = ".lanmirror"
 
@@ -31,10 +29,13 @@ class Store:
         self.state = root / STATE
         self.partial = self.state / "partial"
         self.staged = self.state / "staged"
+        self.indexes = self.state / "indexes"
+        self.public = self.state / "public"
+        self.memory_file = self.state / "memory.sqlite"
 
     def create(self) -> None:
         """Make the folders of the state; raises OSError where that is not possible."""
-        for folder in (self.partial, self.staged):
+        for folder in (self.partial, self.staged, self.indexes, self.public):
             folder.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
@@ -70,17 +71,21 @@ class Store:
         """Return where new bytes wait that will stand in for a served file of the same name."""
         return self.staged / hashlib.sha256(str(relative).encode()).hexdigest()[:40]
 
-    def files(self, folder: PurePosixPath) -> dict[str, int]:
-        """Return the sizes in bytes of the files of a folder, by name; none where there is no folder."""
-        try:
-            with os.scandir(self.path(folder)) as entries:
-                return {
-                    entry.name: entry.stat(follow_symlinks=False).st_size
-                    for entry in entries
-                    if entry.is_file(follow_symlinks=False)
-                }
-        except FileNotFoundError:
-            return {}
+    def files(self, folder: PurePosixPath) -> Iterator[tuple[str, int, int]]:
+        """Yield name, size in bytes and mtime in nanoseconds of the files of a folder; none where it is not there."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.path(folder)) as entries:
+            for entry in entries:
+                if entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    yield entry.name, status.st_size, status.st_mtime_ns
+
+    def index_path(self, relative: PurePosixPath) -> Path:
+        """Return where the index of a subdir is kept as the upstream sent it."""
+        return self.indexes / hashlib.sha256(str(relative).encode()).hexdigest()[:40]
+
+    def shards_path(self, relative: PurePosixPath) -> Path:
+        """Return where it is remembered which shards of a subdir were made of what."""
+        return self.index_path(relative).with_suffix(".shards")
 
     def free_bytes(self) -> int:
         """Return what an ordinary user may still write to the file system."""
@@ -94,19 +99,15 @@ class Store:
         source.chmod(0o644)
         source.replace(target)
 
-    def write(self, relative: PurePosixPath, data: bytes) -> None:
-        """Write a file whole: beside first, to the disk, then under its name. The same bytes are left alone."""
-        target = self.path(relative)
-        with contextlib.suppress(FileNotFoundError):
-            if target.stat().st_size == len(data) and target.read_bytes() == data:
-                return
+    def write_file(self, target: Path, data: bytes) -> None:
+        """Write a file of the program's own whole: beside first, to the disk, then under its name."""
         temporary = self.state / "writing"
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        self.move(temporary, relative)
-        self.flush(target.parent)
+        temporary.chmod(0o644)
+        temporary.replace(target)
 
     def remove(self, relative: PurePosixPath) -> bool:
         """Delete a file; return whether it was there."""
@@ -133,17 +134,10 @@ class Store:
         finally:
             os.close(descriptor)
 
-    def load(self, name: str) -> dict[str, Any]:
-        """Return a table of the state; empty where there is none yet or a crash damaged it."""
-        try:
-            data = json.loads((self.state / name).read_bytes())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return data if isinstance(data, dict) else {}
 
-    def save(self, name: str, table: dict[str, Any]) -> None:
-        """Write a table of the state."""
-        self.write(PurePosixPath(STATE, name), json.dumps(table, indent=1, sort_keys=True).encode())
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def digest(path: Path, algorithm: str) -> str:

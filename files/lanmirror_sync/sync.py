@@ -1,40 +1,45 @@
-"""A run: read the upstream's indexes, plan, fetch, publish, delete.
+"""A run: ask for the upstream's indexes, plan, fetch, publish, delete.
 
-The order is what keeps the mirror closed whatever is killed (design, invariants 1 to 4): packages to the
-disk, then the index that names them, and deletions last and late. Where the upstream changed the bytes of a
-file under its old name, the index is first published without that name, then the bytes are put in place,
-then the index is published whole: there is no instant at which it names other bytes than are served.
+Each subdir is published as soon as its own packages are settled, whatever the others wait for. One that is
+complete, and whose index the upstream did not change, costs one conditional request.
 """
 
 from __future__ import annotations
 
-import bz2
 import errno
+import functools
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import urljoin
 
-import zstandard
-
-from lanmirror_sync import installers, repodata
+from lanmirror_sync import formats, repodata
 from lanmirror_sync.config import Config, Subdir
-from lanmirror_sync.fetch import Expected, Fetcher, FetchError, MissingError, UnreachableError
-from lanmirror_sync.plan import Plan, due, plan
+from lanmirror_sync.fetch import BIG_BYTES, Done, Fetcher, FetchError, MissingError, UnreachableError, Validators
+from lanmirror_sync.installers import Installers
+from lanmirror_sync.memory import Memory, known_files
+from lanmirror_sync.plan import Plan, due, plan, too_many
+from lanmirror_sync.progress import GIB
+from lanmirror_sync.publish import RECIPE, Content, Publisher, stamps
 from lanmirror_sync.repodata import Index, Package, RepodataError
-from lanmirror_sync.store import Store, digest
+from lanmirror_sync.report import Progress, Report
+from lanmirror_sync.shards import State
+from lanmirror_sync.sinks import Download, Expected, Landed
+from lanmirror_sync.store import Store, cores, digest
+from lanmirror_sync.upstream import Candidate, Extra, Search, Sent, older, unpack
 
-GIB = 1 << 30
-PACKAGE_SUFFIXES = (".conda", ".tar.bz2")
 # What a killed run left half-fetched is kept for the next ones, but not for ever.
 PARTIAL_DAYS = 7
-DELETIONS = "deletions.json"
-INSTALLERS = "installers.json"
+# Parsed indexes of so many bytes are kept until they are published; further ones are read again.
+KEPT_BYTES = 1 << 27
+# What was verified is remembered for good at least so often, so that a killed run has little to hash again.
+CHECKPOINT_SECONDS = 30.0
+FACT = "subdir/"
 
 log = logging.getLogger(__name__)
 
@@ -43,264 +48,244 @@ class NoRoomError(Exception):
     """The file system has too little room; nothing was begun."""
 
 
-class Progress(Protocol):
-    """Where a run tells how far it is."""
-
-    def start(self, files: int, size: int) -> None:
-        """So many files and bytes are to be fetched."""
-
-    def received(self, size: int) -> None:
-        """So many bytes came in."""
-
-    def done(self) -> None:
-        """One file is finished, well or not."""
-
-
-@dataclass(frozen=True)
-class Upstream:
-    """What the upstream has of a subdir."""
-
-    subdir: Subdir
-    index: Index
-    size: int
-    current: Index | None
-    has_bz2: bool
-
-
 @dataclass
 class Task:
-    """A subdir on its way from the upstream's index to the served one."""
+    """A subdir on its way from the upstream's index to the served one.
 
-    upstream: Upstream
-    served: Index | None
+    Attributes:
+        index: None where it was put away, to be read again when it is published.
+        size: of the unpacked index in bytes.
+        pending: how many of its packages are not settled.
+        failed: file name to the reason why a package could not be had.
+        staged: new bytes of served names, verified, that wait for the index to be published.
+    """
+
+    subdir: Subdir
+    sent: Sent
+    index: Index | None
+    size: int
     plan: Plan
-    pending: set[str] = field(default_factory=set)
-    failed: set[str] = field(default_factory=set)
+    urls: tuple[str, ...]
+    extras: Mapping[str, Extra]
+    refused: Sequence[str]
+    pending: int
+    failed: dict[str, str] = field(default_factory=dict)
+    staged: dict[str, Landed] = field(default_factory=dict)
 
     @property
     def path(self) -> PurePosixPath:
         """Where it stands below the working directory."""
-        return self.upstream.subdir.path
+        return self.subdir.path
 
-
-@dataclass(frozen=True)
-class InstallerTask:
-    """An installer to fetch."""
-
-    path: PurePosixPath
-    url: str
-    expected: Expected
-    validator: str
-
-
-@dataclass
-class Report:
-    """What a run did.
-
-    Attributes:
-        failures: what could not be had, and why.
-        fetched: files that were fetched.
-        deleted: files that were deleted.
-        unreachable: subdirs whose index could not be asked for.
-        asked: subdirs whose index was asked for.
-    """
-
-    failures: list[str] = field(default_factory=list)
-    fetched: int = 0
-    deleted: int = 0
-    unreachable: list[PurePosixPath] = field(default_factory=list)
-    asked: int = 0
-
-    def fail(self, message: str) -> None:
-        """Note a failure and log it at once."""
-        self.failures.append(message)
-        log.error("%s", message)
+    @functools.cached_property
+    def replaced(self) -> frozenset[str]:
+        """File names that are there with other bytes."""
+        return frozenset(package.file_name for package in self.plan.replace)
 
 
 class Run:
     """One run over the configured subdirs and installers."""
 
-    def __init__(self, config: Config, store: Store, fetcher: Fetcher, progress: Progress) -> None:
+    def __init__(
+        self, config: Config, store: Store, memory: Memory, fetcher: Fetcher, progress: Progress, *, dry: bool = False
+    ) -> None:
         self._config = config
         self._store = store
+        self._memory = memory
         self._fetcher = fetcher
         self._progress = progress
+        self._dry = dry
+        self._delete = False
+        self._accept_older = False
+        self._kept = 0
+        self._checkpoint_due = time.monotonic() + CHECKPOINT_SECONDS
+        self._landed: dict[str, list[tuple[str, int, int, bytes]]] = {}
+        self._publisher = Publisher(store, memory)
+        self._installers: Installers
         self.report = Report()
 
-    def plan(self, only: str = "*") -> tuple[Sequence[Task], Sequence[InstallerTask]]:
+    def plan(self, only: str = "*") -> tuple[Sequence[Task], Sequence[Download]]:
         """Ask the upstream and say what is to be fetched; write nothing that is served."""
-        with ThreadPoolExecutor(self._config.jobs) as pool:
-            tasks = [task for task in self._tasks(pool, only) if task]
-            return tasks, self._installer_tasks(pool, only)
+        tasks = list(self._look(only))
+        return tasks, list(self._installer_downloads(only))
 
-    def sync(self, only: str = "*", *, delete: bool = False) -> None:
+    def sync(self, only: str = "*", *, delete: bool = False, accept_older: bool = False) -> None:
         """Bring the mirror up to the upstream.
 
         Args:
             only: a pattern, as in `fnmatch`, of the paths to work on, for example `pkgs/main/*`.
             delete: whether files that no index has named for the time of grace are deleted.
+            accept_older: whether an upstream's index is published though it is older than ours.
 
         Raises:
             UnreachableError: no index could be asked for; nothing was changed.
             NoRoomError: what is to be fetched does not fit; nothing was changed.
         """
-        with ThreadPoolExecutor(self._config.jobs) as pool:
-            try:
-                tasks = self._tasks(pool, only)
-                if self.report.asked and len(self.report.unreachable) == self.report.asked:
-                    raise UnreachableError("no index of the upstream can be reached; nothing was changed")
-                downloads = self._installer_tasks(pool, only)
-                self._check_room(tasks, downloads)
-                self._fetch(pool, tasks, downloads)
-            except BaseException:
-                self._fetcher.stop()
-                pool.shutdown(cancel_futures=True)
-                raise
-        self._publish_empty_noarch(tasks)
-        self._delete([task for task in tasks if not task.pending], delete=delete)
+        self._delete, self._accept_older = delete, accept_older
+        tasks = list(self._look(only))
+        if self.report.asked and self.report.unreachable == self.report.asked:
+            raise UnreachableError("no index of the upstream can be reached; nothing was changed")
+        downloads = list(self._installer_downloads(only))
+        self._check_room(tasks, downloads)
+        self._fetch(tasks, downloads)
+        channels = {task.subdir.channel for task in tasks}
+        self._publish_empty_noarch(channels)
+        self._publish_channeldata(channels)
         self._forget_old_partials()
+        self._checkpoint(now=True)
 
     # ---- what the upstream has -------------------------------------------------------------------------
 
-    def _tasks(self, pool: ThreadPoolExecutor, only: str) -> list[Task]:
-        """Read every subdir's index from the upstream and compare it with what is held."""
+    def _look(self, only: str) -> Iterator[Task]:
+        """Ask for every subdir's index and compare it with what is held; yield those with something to do."""
         subdirs = [subdir for subdir in self._config.subdirs() if fnmatchcase(str(subdir.path), only)]
-        found = list(pool.map(self._read_upstream, subdirs))
         self.report.asked = len(subdirs)
-        tasks = []
-        for upstream in found:
-            if upstream is None:
-                continue
-            served = self._read_served(upstream.subdir.path)
-            if served and served.packages and not upstream.index.packages:
-                self.report.fail(
-                    f"{upstream.subdir.path}: the upstream's index names no package any more; ours is kept"
-                )
-                continue
-            for name, reason in upstream.index.refused.items():
-                self.report.fail(f"{upstream.subdir.path}: {name!r} is refused: {reason}")
-            files = self._store.files(upstream.subdir.path)
-            rough = plan(upstream.index, served, files, self._config.exclude)
-            named = served.packages if served else {}
-            tasks.append(Task(upstream, served, self._resolve(pool, upstream.subdir.path, rough, named)))
-        return tasks
+        searches = []
+        for subdir in subdirs:
+            fact = self._memory.fact(f"{FACT}{subdir.path}")
+            here = fact.get("sha256") and self._store.index_path(subdir.path).exists()
+            known = Validators(fact["url"], fact["etag"], fact["last_modified"]) if here else Validators()
+            searches.append((subdir, fact, Search(self._fetcher, subdir, known, fact["sha256"] if here else "")))
+        for subdir, fact, search in searches:
+            candidate = self._candidate(subdir, fact, search)
+            if isinstance(candidate, Candidate):
+                yield self._task(subdir, candidate)
 
-    def _read_upstream(self, subdir: Subdir) -> Upstream | None:
-        """Return what the upstream has of a subdir; None, with a failure noted, where it cannot be used."""
-        problems: list[str] = []
-        try:
-            for name in ("repodata.json.zst", "repodata.json"):
-                try:
-                    data = self._fetcher.get(f"{subdir.url}/{name}")
-                    index = repodata.parse(data)
-                except MissingError:
-                    continue
-                except RepodataError as error:
-                    problems.append(f"{subdir.url}/{name}: {error}")
-                    continue
-                except UnreachableError:
-                    raise
-                except FetchError as error:
-                    problems.append(str(error))
-                    continue
-                return Upstream(
-                    subdir, index, len(data), self._read_current(subdir),
-                    has_bz2=self._fetcher.head(f"{subdir.url}/repodata.json.bz2") is not None,
-                )  # fmt: skip
-        except FetchError as error:
-            if isinstance(error, UnreachableError):
-                self.report.unreachable.append(subdir.path)
-            problems.append(str(error))
-        if problems:
-            self.report.fail(f"{subdir.path}: no index can be used, ours is kept: {'; '.join(problems)}")
-        elif (served := self._read_served(subdir.path)) and served.packages:
-            self.report.fail(f"{subdir.path}: the upstream does not have it any more; ours is kept")
+    def _candidate(self, subdir: Subdir, fact: Mapping[str, Any], search: Search) -> Candidate | None:
+        """Return the index to publish; None where there is none, or nothing to do."""
+        path = subdir.path
+        for sent in search.answers():
+            data = sent.data
+            if data is None:
+                if self._is_settled(path, fact):
+                    self._unchanged(path, fact)
+                    return None
+                data = self._store.index_path(path).read_bytes()
+            candidate = search.read(sent, data)
+            if candidate is None:
+                continue
+            if not candidate.index.packages and fact.get("held"):
+                self._fail_index(path, f"{path}: the upstream's index names no package any more; ours is kept")
+                return None
+            if not self._accept_older and self._is_older(path, fact, sent, data):
+                was, now = fact["last_modified"], sent.validators.last_modified
+                self._fail_index(
+                    path,
+                    f"{path}: the upstream's index ({now}) is older than ours ({was}), which is kept; "
+                    "to publish it all the same, run with --accept-older",
+                )
+                return None
+            return candidate
+        if search.unreachable:
+            self.report.unreachable += 1
+        if search.problems:
+            self._fail_index(path, f"{path}: no index can be used, ours is kept: {'; '.join(search.problems)}")
+        elif fact.get("held"):
+            self._fail_index(path, f"{path}: the upstream does not have it any more; ours is kept")
         else:
-            log.info("%s: the upstream does not have it", subdir.path)
+            log.info("%s: the upstream does not have it", path)
         return None
 
-    def _read_current(self, subdir: Subdir) -> Index | None:
-        url = f"{subdir.url}/current_repodata.json"
-        try:
-            return repodata.parse(self._fetcher.get(url))
-        except MissingError:
-            return None
-        except RepodataError as error:
-            log.warning("%s: %s; it is not published", url, error)
-            return None
+    def _fail_index(self, path: PurePosixPath, message: str) -> None:
+        self.report.fail(str(path), message)
+        self._note(path, failures=[message], failed=time.time())
 
-    def _read_served(self, path: PurePosixPath) -> Index | None:
-        """Return the index that is served, None where there is none or it is damaged."""
-        file = self._store.path(path / "repodata.json")
+    def _is_older(self, path: PurePosixPath, fact: Mapping[str, Any], sent: Sent, data: bytes) -> bool:
+        if not fact.get("sha256") or sent.sha256 == fact["sha256"]:
+            return False
         try:
-            return repodata.parse(file.read_bytes())
-        except FileNotFoundError:
-            return None
-        except RepodataError as error:
-            log.warning("%s: %s; it is made anew", file, error)
-            return None
+            ours = unpack(self._store.index_path(path).read_bytes(), fact["form"])
+            known = Validators(fact["url"], fact["etag"], fact["last_modified"])
+            return older(sent.validators, unpack(data, sent.form), known, ours)
+        except (OSError, RepodataError):
+            return False
 
-    def _resolve(self, pool: ThreadPoolExecutor, path: PurePosixPath, rough: Plan, named: Collection[str]) -> Plan:
-        """Hash the files that no served index vouches for, such as those of a run that was killed."""
+    def _is_settled(self, path: PurePosixPath, fact: Mapping[str, Any]) -> bool:
+        """Tell whether a subdir is complete, and as this program left it."""
+        return bool(
+            fact.get("complete")
+            and fact.get("exclude") == list(self._config.exclude)
+            and fact.get("recipe") == RECIPE
+            and fact.get("stamps") == stamps(self._store, path)
+        )
+
+    def _unchanged(self, path: PurePosixPath, fact: Mapping[str, Any]) -> None:
+        """See to the little that is to be done for a subdir that did not change."""
+        self.report.unchanged[str(path)] = fact["held"]
+        for message in fact["failures"]:
+            self.report.fail(str(path), message)
+        if self._dry:
+            return
+        orphans = self._memory.orphans(str(path))
+        self._sweep(path, orphans, fact["held"] + len(orphans))
+        self._note(path, checked=time.time(), stamps=stamps(self._store, path))
+
+    def _task(self, subdir: Subdir, candidate: Candidate) -> Task:
+        """Plan what a subdir needs."""
+        path, index = subdir.path, candidate.index
+        known = known_files(self._store.files(path), self._memory.verified(str(path)))
+        rough = plan(index.packages, known, self._config.exclude)
+        del known
+        settled = rough if self._dry else self._resolve(path, rough)
+        refused = [f"{path}: {name!r} is refused: {reason}" for name, reason in index.refused.items()]
+        for message in refused:
+            self.report.fail(str(path), message)
+        for name, reason in index.left_out.items():
+            log.info("%s: %r is left out: %s", path, name, reason)
+        extras = {}
+        if not self._dry:
+            if candidate.sent.data is not None:
+                self._store.write_file(self._store.index_path(path), candidate.sent.data)
+            extras = {
+                name: Extra(self._fetcher, subdir, name) for name in ("current_repodata.json", "run_exports.json")
+            }
+        self._kept += candidate.size
+        urls = subdir.urls
+        if index.base_url:  # CEP 15: the packages are not beside the index
+            urls = (*urls, urljoin(f"{subdir.index_urls[0]}/", index.base_url).rstrip("/"))
+        return Task(
+            subdir, replace(candidate.sent, data=None), index if self._kept <= KEPT_BYTES else None, candidate.size,
+            settled, urls, extras, refused, settled.files,
+        )  # fmt: skip
+
+    def _resolve(self, path: PurePosixPath, rough: Plan) -> Plan:
+        """Hash the files that were never verified, such as those of a run that was killed."""
+        if not rough.check:
+            return rough
+        log.info("%s: %d files that stand there were never verified, and are hashed", path, len(rough.check))
 
         def right(package: Package) -> bool:
             return digest(self._store.path(path / package.file_name), package.algorithm) == package.digest
 
-        verdicts = list(zip(rough.check, pool.map(right, rough.check), strict=True))
-        held = (*rough.held, *(package for package, good in verdicts if good))
-        wrong = [package for package, good in verdicts if not good]
-        fetch = (*rough.fetch, *(package for package in wrong if package.file_name not in named))
-        replace = (*rough.replace, *(package for package in wrong if package.file_name in named))
-        return Plan(held, (), fetch, replace, rough.excluded)
+        held = size = 0
+        wrong = []
+        with ThreadPoolExecutor(cores()) as pool:
+            for package, good in zip(rough.check, pool.map(right, rough.check), strict=True):
+                if not good:
+                    wrong.append(package)
+                    continue
+                held += 1
+                size += package.size or 0
+                status = self._store.path(path / package.file_name).stat()
+                row = (package.file_name, status.st_size, status.st_mtime_ns, bytes.fromhex(package.digest))
+                self._landed.setdefault(str(path), []).append(row)
+                self._checkpoint()
+        return replace(
+            rough, held=rough.held + held, held_bytes=rough.held_bytes + size, check=(),
+            replace=(*rough.replace, *wrong),
+        )  # fmt: skip
 
-    def _installer_tasks(self, pool: ThreadPoolExecutor, only: str) -> list[InstallerTask]:
-        """Read the installer pages and say what is not held."""
-        tasks: list[InstallerTask] = []
-        for dist in self._config.dists if self._config.suffixes else ():
-            if not fnmatchcase(dist, only):
-                continue
-            url = f"{self._config.upstream_repo}/{dist}/"
-            try:
-                listed = installers.parse(self._fetcher.get(url), self._config.suffixes)
-                if not listed:
-                    self.report.fail(f"{dist}: {url} lists no file that ends in one of {list(self._config.suffixes)}")
-                found = pool.map(lambda item, dist=dist: self._installer_task(dist, item), listed)
-                tasks += [task for task in found if task]
-            except FetchError as error:
-                self.report.fail(f"{dist}: the installer page cannot be had: {error}")
-        return tasks
-
-    def _installer_task(self, dist: str, item: installers.Installer) -> InstallerTask | None:
-        """Return what is to be done for an installer; None where it is held."""
-        path = PurePosixPath(dist, item.file_name)
-        url = f"{self._config.upstream_repo}/{dist}/{item.file_name}"
-        head = self._fetcher.head(url)
-        if head is None:
-            self.report.fail(f"{path}: its page lists it, the upstream does not have it")
-            return None
-        file = self._store.path(path)
-        known = self._store.load(INSTALLERS).get(str(path), {})
-        if file.exists():
-            status = file.stat()
-            untouched = known.get("size") == status.st_size and known.get("mtime_ns") == status.st_mtime_ns
-            if item.digest:
-                same = (
-                    known.get(item.algorithm) == item.digest
-                    if untouched
-                    else digest(file, item.algorithm) == item.digest
-                )
-            else:
-                same = untouched and known.get("validator") == head.validator and head.size == status.st_size
-            if same:
-                return None
-        return InstallerTask(path, url, Expected(head.size, item.algorithm, item.digest), head.validator)
+    def _installer_downloads(self, only: str) -> Iterator[Download]:
+        self._installers = Installers(self._config, self._store, self._memory, self._fetcher, self.report)
+        wanted = [dist for dist in self._config.dists if fnmatchcase(dist, only)] if self._config.suffixes else []
+        return self._installers.downloads(wanted)
 
     # ---- from there to here ----------------------------------------------------------------------------
 
-    def _check_room(self, tasks: Iterable[Task], downloads: Iterable[InstallerTask]) -> None:
-        """Refuse to begin what cannot end: packages, and each index in all its formats, twice."""
-        need = sum(task.plan.download_bytes + 3 * task.upstream.size for task in tasks)
-        need += sum(task.expected.size or 0 for task in downloads)
+    def _check_room(self, tasks: Iterable[Task], downloads: Iterable[Download]) -> None:
+        """Refuse to begin what cannot end: packages, and each index in all its formats beside the former ones."""
+        need = sum(task.plan.download_bytes + 2 * task.size for task in tasks)
+        need += sum(download.expected.size or 0 for download in downloads)
         need -= sum(file.stat().st_size for file in self._store.partial.iterdir())
         spare = self._store.free_bytes() - int(self._config.min_free_gib * GIB)
         if need > max(spare, 0):
@@ -309,163 +294,198 @@ class Run:
                 f"min_free_gib ({self._config.min_free_gib}); make room, or mirror less (repos, arches, cloud, exclude)"
             )
 
-    def _fetch(self, pool: ThreadPoolExecutor, tasks: Sequence[Task], downloads: Sequence[InstallerTask]) -> None:
+    def _fetch(self, tasks: Sequence[Task], installers: Sequence[Download]) -> None:
         """Fetch everything, and publish each subdir as soon as all of its packages are settled."""
+        owners = {str(task.path): task for task in tasks}
         for task in tasks:
-            task.pending = {package.file_name for package in (*task.plan.fetch, *task.plan.replace)}
-        files = sum(len(task.pending) for task in tasks) + len(downloads)
-        size = sum(task.plan.download_bytes for task in tasks) + sum(task.expected.size or 0 for task in downloads)
-        self._progress.start(files, size)
-        jobs: dict[Future[Any], tuple[Task | None, PurePosixPath]] = {}
-        for task in tasks:
-            for package in task.plan.fetch:
-                jobs[pool.submit(self._fetch_package, task, package)] = (task, task.path / package.file_name)
-            for package in task.plan.replace:
-                jobs[pool.submit(self._stage_package, task, package)] = (task, task.path / package.file_name)
-        for download in downloads:
-            jobs[pool.submit(self._fetch_installer, download)] = (None, download.path)
-
+            self._progress.start(str(task.path), task.plan.files, task.plan.download_bytes)
+        for dist in {download.owner for download in installers}:
+            mine = [download for download in installers if download.owner == dist]
+            self._progress.start(dist, len(mine), sum(download.expected.size or 0 for download in mine))
+        results = self._fetcher.fetch(
+            self._downloads(tasks, installers, big=False), self._downloads(tasks, installers, big=True)
+        )
         for task in tasks:
             if not task.pending:
                 self._publish(task)
-        for future in as_completed(jobs):
-            owner, path = jobs.pop(future)
-            self._progress.done()
-            self._settle(future, owner, path)
-            if owner and not owner.pending:
-                self._publish(owner)
-
-    def _settle(self, future: Future[Any], owner: Task | None, path: PurePosixPath) -> None:
-        """Note how a download ended."""
         try:
-            remembered = future.result()
-        except FetchError as error:
-            self.report.fail(f"{path}: {error}")
-            if owner:
-                owner.failed.add(path.name)
+            for done in results:
+                self._settle(done, owners.get(done.download.owner))
+                self._checkpoint()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise NoRoomError(
+                f"{self._store.root}: the disk filled up; what was served before is served still, and the next run "
+                "goes on from here"
+            ) from error
+
+    def _downloads(self, tasks: Iterable[Task], installers: Iterable[Download], *, big: bool) -> Iterator[Download]:
+        """Yield what is to be fetched, of one size, as it is asked for: half a million at once are too much."""
+        for task in tasks:
+            for package in (*task.plan.fetch, *task.plan.replace):
+                if big == ((package.size or 0) > BIG_BYTES):
+                    yield self._download(task, package)
+        for download in installers:
+            if big == ((download.expected.size or 0) > BIG_BYTES):
+                yield download
+
+    def _download(self, task: Task, package: Package) -> Download:
+        name, path = package.file_name, task.path / package.file_name
+        return Download(
+            str(task.path), name, tuple(f"{url}/{name}" for url in task.urls),
+            Expected(package.size, package.algorithm, package.digest),
+            self._store.partial_path(path, package.digest),
+            self._store.staged_path(path) if name in task.replaced else self._store.path(path),
+        )  # fmt: skip
+
+    def _settle(self, done: Done, task: Task | None) -> None:
+        """Note how a download ended."""
+        download, landed = done.download, done.landed
+        owner, name = download.owner, download.name
+        self._progress.done(owner)
+        if landed is None:
+            self.report.fail(owner, f"{owner}/{name}: {done.error}")
+            if task:
+                task.failed[name] = str(done.error)
         else:
             self.report.fetched += 1
-            if owner is None:
-                self._store.save(INSTALLERS, {**self._store.load(INSTALLERS), str(path): remembered})
-        if owner:
-            owner.pending.discard(path.name)
+            self.report.received += landed.size
+            if task and name in task.replaced:
+                task.staged[name] = landed
+            else:
+                self._remember(owner, name, landed)
+            if task is None:
+                self._installers.landed(download, landed)
+        if task:
+            task.pending -= 1
+            if not task.pending:
+                self._publish(task)
 
-    def _download(self, url: str, expected: Expected, path: PurePosixPath) -> Path:
-        """Fetch verified bytes to a partial file and return it."""
-        partial = self._store.partial_path(path, expected.digest)
-        try:
-            self._fetcher.download(url, expected, partial)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                self._fetcher.stop()
-                raise NoRoomError(
-                    f"{self._store.root}: the disk filled up while {path} was fetched; what was served before is "
-                    "served still, and the next run goes on from here"
-                ) from error
-            raise
-        return partial
+    def _remember(self, owner: str, name: str, landed: Landed) -> None:
+        row = (name, landed.size, landed.mtime_ns, bytes.fromhex(landed.digest))
+        self._landed.setdefault(owner, []).append(row)
 
-    def _fetch_package(self, task: Task, package: Package) -> None:
-        path = task.path / package.file_name
-        expected = Expected(package.size, package.algorithm, package.digest)
-        self._store.move(self._download(f"{task.upstream.subdir.url}/{package.file_name}", expected, path), path)
-
-    def _stage_package(self, task: Task, package: Package) -> None:
-        """Fetch new bytes for a served name; they take its place when the index is published."""
-        path = task.path / package.file_name
-        staged = self._store.staged_path(path)
-        if staged.exists() and digest(staged, package.algorithm) == package.digest:
+    def _checkpoint(self, *, now: bool = False) -> None:
+        """Remember for good what was verified, once its bytes are on the disk."""
+        if not now and time.monotonic() < self._checkpoint_due:
             return
-        expected = Expected(package.size, package.algorithm, package.digest)
-        self._download(f"{task.upstream.subdir.url}/{package.file_name}", expected, path).replace(staged)
-
-    def _fetch_installer(self, task: InstallerTask) -> dict[str, Any]:
-        """Fetch an installer and return what is to be remembered of it."""
-        partial = self._download(task.url, task.expected, task.path)
-        entry = {"validator": task.validator, "sha256": digest(partial, "sha256"), "md5": digest(partial, "md5")}
-        self._store.move(partial, task.path)
-        status = self._store.path(task.path).stat()
-        return {**entry, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        self._store.flush_all()
+        for owner, rows in self._landed.items():
+            self._memory.verify(owner, rows)
+        self._landed.clear()
+        self._memory.commit()
+        self._checkpoint_due = time.monotonic() + CHECKPOINT_SECONDS
 
     # ---- what is served --------------------------------------------------------------------------------
 
     def _publish(self, task: Task) -> None:
-        """Serve the upstream's index, as far as its packages are here."""
-        index, served = task.upstream.index, task.served
-        held = {package.file_name for package in (*task.plan.held, *task.plan.fetch)} - task.failed
-        replaced = {package.file_name for package in task.plan.replace} - task.failed
-        # A package whose new bytes cannot be had keeps its former record: its former bytes are still here.
-        lost = {package.file_name for package in task.plan.replace} & task.failed
-        former = {name: served.record(name) for name in lost} if served else {}
-        self._store.path(task.path).mkdir(parents=True, exist_ok=True)
-        if replaced:
-            self._store.flush_all()
-            self._write_formats(task, repodata.encode(index, held.__contains__, former))
-            for name in replaced:
-                self._store.move(self._store.staged_path(task.path / name), task.path / name)
-        self._store.flush_all()
-        self._write_formats(task, repodata.encode(index, (held | replaced).__contains__, former))
-        missing = len(task.failed) - len(former)
+        """Serve the upstream's index, as far as its packages are here; then delete what is due."""
+        path = task.path
+        index = task.index or self._read_again(task)
+        lost = task.replaced & task.failed.keys()
+        former = self._publisher.former(path, lost)
+        current, current_failure = self._extra(task, "current_repodata.json")
+        exports, exports_failure = self._extra(task, "run_exports.json")
+        left_out = task.plan.excluded | task.failed.keys()
+        self._publisher.publish(path, Content(index, left_out, former, current, exports), task.staged.keys())
+        for name, landed in task.staged.items():
+            self._remember(str(path), name, landed)
+        self._checkpoint(now=True)
+        sizes = [package.size or 0 for name, package in index.packages.items() if name not in left_out]
+        sizes += [package.size or 0 for package in former.packages.values()]
+        orphans = [*task.plan.orphans, *(lost - former.packages.keys())]
+        self._sweep(path, orphans, len(sizes) + len(orphans))
+        missing = len(task.failed) - len(former.packages)
+        self._note(
+            path,
+            url=task.sent.validators.url, etag=task.sent.validators.etag,
+            last_modified=task.sent.validators.last_modified, sha256=task.sent.sha256, form=task.sent.form,
+            exclude=list(self._config.exclude), recipe=RECIPE,
+            complete=not task.failed and not current_failure and not exports_failure,
+            stamps=stamps(self._store, path), held=len(sizes), bytes=sum(sizes), missing=missing,
+            failures=self.report.failures.get(str(path), []), refused=task.refused, checked=time.time(),
+            published=time.time(),
+        )  # fmt: skip
+        self._memory.commit()
         log.info(
-            "%s: published, %d packages%s%s", task.path, len(held) + len(replaced) + len(former),
+            "%s: published, %d packages%s%s", path, len(sizes),
             f", {len(task.plan.excluded)} excluded" if task.plan.excluded else "",
             f", {missing} left out because they could not be had" if missing else "",
         )  # fmt: skip
+        task.index = None
 
-    def _write_formats(self, task: Task, data: bytes) -> None:
-        """Write an index in every format the upstream has, all of them from the same bytes."""
-        current = None
-        if task.upstream.current is not None:
-            current = repodata.subset(repodata.parse(data), task.upstream.current)
-        formats: dict[str, Callable[[], bytes] | None] = {
-            "repodata.json": lambda: data,
-            "repodata.json.zst": lambda: zstandard.compress(data, 10),
-            "repodata.json.bz2": (lambda: bz2.compress(data)) if task.upstream.has_bz2 else None,
-            "current_repodata.json": (lambda: current) if current is not None else None,
-            "current_repodata.json.zst": (lambda: zstandard.compress(current, 10)) if current is not None else None,
-        }
-        for name, make in formats.items():
-            if make is None:
-                self._store.remove(task.path / name)
-            else:
-                self._store.write(task.path / name, make())
+    def _read_again(self, task: Task) -> Index:
+        """Return an index that was put away while packages were fetched."""
+        return repodata.parse(unpack(self._store.index_path(task.path).read_bytes(), task.sent.form))
 
-    def _publish_empty_noarch(self, tasks: Iterable[Task]) -> None:
+    def _extra(self, task: Task, name: str) -> tuple[bytes | None, bool]:
+        """Return a file of the upstream's beside its index, and whether it failed: then ours stands in for it."""
+        try:
+            data = task.extras[name].read()
+            if data is not None:
+                repodata.split(data)
+        except (FetchError, RepodataError) as error:
+            self.report.fail(str(task.path), f"{task.path}/{name}: cannot be had: {error}")
+        else:
+            return data, False
+        try:
+            return self._store.path(task.path / name).read_bytes(), True
+        except FileNotFoundError:
+            return None, True
+
+    def _note(self, path: PurePosixPath, **changes: Any) -> None:
+        """Remember how a subdir stands."""
+        if not self._dry:
+            key = f"{FACT}{path}"
+            self._memory.note(key, {**self._memory.fact(key), **changes})
+
+    def _publish_empty_noarch(self, channels: Iterable[PurePosixPath]) -> None:
         """Serve an empty `noarch` where the upstream has none: conda fails on a channel without it (CEP 26)."""
-        for channel in {task.upstream.subdir.channel for task in tasks}:
+        for channel in channels:
             path = channel / "noarch"
             if not self._store.path(path / "repodata.json").exists():
-                data = repodata.empty("noarch")
-                self._store.path(path).mkdir(parents=True, exist_ok=True)
-                self._store.write(path / "repodata.json", data)
-                self._store.write(path / "repodata.json.zst", zstandard.compress(data, 10))
+                self._publisher.publish(path, Content(formats.empty("noarch")))
                 log.info("%s: published empty, the upstream has none", path)
+
+    def _publish_channeldata(self, channels: Iterable[PurePosixPath]) -> None:
+        """Serve `channeldata.json` (CEP 38) of the channels of which something was published."""
+        for channel in channels:
+            subdirs = [subdir for subdir in self._config.subdirs() if subdir.channel == channel]
+            urls = [url.rsplit("/", 1)[0] + "/channeldata.json" for url in subdirs[0].index_urls]
+            files = {subdir.arch: self._store.shards_path(subdir.path) for subdir in subdirs}
+            names = {
+                arch: State.decode(file.read_bytes()).shards.keys() for arch, file in files.items() if file.exists()
+            }
+            try:
+                data = formats.channeldata(self._fetcher.ask(urls).result().data or b"", names)
+            except MissingError:
+                self._store.remove(channel / "channeldata.json")
+            except (FetchError, RepodataError) as error:
+                log.warning("%s/channeldata.json: cannot be had, ours is kept: %s", channel, error)
+            else:
+                self._store.write_file(self._store.path(channel / "channeldata.json"), data)
 
     # ---- what goes ---------------------------------------------------------------------------------------
 
-    def _delete(self, tasks: Iterable[Task], *, delete: bool) -> None:
+    def _sweep(self, path: PurePosixPath, orphans: Iterable[str], total: int) -> None:
         """Start the grace of packages that no index names any longer; delete those whose grace is over."""
-        ledger = self._store.load(DELETIONS)
-        orphans: list[str] = []
-        looked_at = set()
-        for task in tasks:
-            looked_at.add(str(task.path))
-            published = self._read_served(task.path)
-            named = published.packages if published else {}
-            orphans += [
-                str(task.path / name)
-                for name in self._store.files(task.path)
-                if name.endswith(PACKAGE_SUFFIXES) and name not in named
-            ]
-        elsewhere = {path: since for path, since in ledger.items() if str(PurePosixPath(path).parent) not in looked_at}
-        since, expired = due(ledger, orphans, time.time(), self._config.delete_grace_hours)
-        if delete:
-            for path in expired:
-                self.report.deleted += self._store.remove(PurePosixPath(path))
-                del since[path]
-            for folder, count in Counter(str(PurePosixPath(path).parent) for path in expired).items():
-                log.info("%s: deleted %d packages that no index names any longer", folder, count)
-        self._store.save(DELETIONS, {**elsewhere, **since})
+        folder = str(path)
+        since, expired = due(self._memory.orphans(folder), orphans, time.time(), self._config.delete_grace_hours)
+        if self._delete and too_many(len(expired), total, self._config.max_delete):
+            self.report.fail(
+                folder,
+                f"{path}: {len(expired)} of {total} packages would be deleted at once, more than max_delete "
+                f"({self._config.max_delete:g} %) allows, and none is; if the upstream is right, "
+                "run once with --delete --max-delete 100",
+            )
+        elif self._delete and expired:
+            for name in expired:
+                self.report.deleted += self._store.remove(path / name)
+                del since[name]
+            self._memory.forget(folder, expired)
+            log.info("%s: deleted %d packages that no index names any longer", path, len(expired))
+        self._memory.orphan(folder, since)
 
     def _forget_old_partials(self) -> None:
         oldest = time.time() - PARTIAL_DAYS * 86400

@@ -1,0 +1,114 @@
+"""Politeness towards upstream hosts: who is asked to wait, for how long, and who is given up. No I/O.
+
+One package that cannot be had is its own affair; a host that refuses one request after another is left alone
+for a while, then asked with a single request, and given up for this run when that goes on.
+Source: RFC 9110 (403, 429, 503, `Retry-After`), RFC 6585 (429).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+LONGEST_WAIT_SECONDS = 300.0
+# Each further pause of a host is so many times longer.
+PAUSE_GROWTH = 4
+TOO_MANY_REQUESTS = 429
+
+
+def host_of(url: str) -> str:
+    """Return what a host is known by here: name and port."""
+    return urlsplit(url).netloc.rpartition("@")[2]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A request that came to nothing.
+
+    Attributes:
+        status: 403, 429 or 5xx; 0 for a host that did not answer, or broke off.
+        retry_after: seconds, as the host asked for; 0 where it did not.
+        reason: in words.
+    """
+
+    url: str
+    status: int
+    retry_after: float
+    reason: str
+
+
+@dataclass
+class _Host:
+    busy: int = 0
+    refused: set[str] = field(default_factory=set)
+    pauses: int = 0
+    until: float = 0.0
+    given_up: str = ""
+
+
+class Hosts:
+    """What is known of each host during a run. Times are seconds of a monotonic clock.
+
+    Args:
+        jobs: requests at a time; a host that refuses half as many different ones in a row is paused.
+        retries: how many pauses in a row a host gets before it is given up.
+        wait_seconds: the first pause.
+    """
+
+    def __init__(self, jobs: int, retries: int, wait_seconds: float) -> None:
+        self._suspicious = max(2, jobs // 2)
+        self._retries = retries
+        self._wait_seconds = wait_seconds
+        self._hosts: dict[str, _Host] = {}
+
+    def wait(self, host: str, now: float) -> float:
+        """Return for how long to leave a host alone: 0 to ask it, infinity when it was given up."""
+        known = self._hosts.get(host)
+        if known is None:
+            return 0.0
+        if known.given_up:
+            return math.inf
+        if known.pauses and known.busy and known.until <= now:
+            return self._wait_seconds  # one request at a time finds out whether it is well again
+        return max(0.0, known.until - now)
+
+    def why_given_up(self, host: str) -> str:
+        """Return the last refusal of a host that was given up."""
+        return self._hosts[host].given_up
+
+    def began(self, host: str) -> None:
+        """Note that a request is under way."""
+        self._hosts.setdefault(host, _Host()).busy += 1
+
+    def served(self, host: str) -> None:
+        """Note that a request ended with an answer that is not a refusal."""
+        known = self._hosts[host]
+        known.busy -= 1
+        known.refused.clear()
+        known.pauses, known.until = 0, 0.0
+
+    def refused(self, host: str, refusal: Refusal, now: float) -> float:
+        """Note a request that came to nothing.
+
+        Returns:
+            The seconds for which the host is left alone from now on, infinity when it is given up; 0 when only
+            the URL is to blame so far.
+        """
+        known = self._hosts[host]
+        known.busy -= 1
+        known.refused.add(refusal.url)
+        if known.until > now or known.given_up:
+            return 0.0  # it was under way when the pause began
+        probing = known.pauses > 0
+        if refusal.status != TOO_MANY_REQUESTS and not probing and len(known.refused) < self._suspicious:
+            return 0.0
+        if known.pauses >= self._retries:
+            known.given_up = refusal.reason
+            return math.inf
+        wait = max(self._wait_seconds * float(PAUSE_GROWTH**known.pauses), refusal.retry_after)
+        wait = min(wait, LONGEST_WAIT_SECONDS)
+        known.refused.clear()
+        known.pauses += 1
+        known.until = now + wait
+        return wait

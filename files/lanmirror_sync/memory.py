@@ -1,0 +1,168 @@
+"""What the program remembers from run to run: which files were verified, how each subdir stands, what is due to go.
+
+One SQLite file, so that half a million verified files cost no memory until a subdir is looked at, and a crash
+leaves the last committed state. It is a cache of what the disk and the upstream say: without it, everything is
+hashed once more and asked for once more, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lanmirror_sync.plan import Known
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS verified (
+    folder TEXT, name TEXT, size INTEGER, mtime_ns INTEGER, digest BLOB, PRIMARY KEY (folder, name)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS orphan (folder TEXT, name TEXT, since REAL, PRIMARY KEY (folder, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS fact (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+"""
+FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+
+log = logging.getLogger(__name__)
+
+
+class Memory:
+    """The state file. It belongs to the thread that made it; writes count from `commit` on.
+
+    Raises:
+        OSError: from every method, where the disk does not take or give what it should.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        # `plan` may look at a mirror that is not there yet, and must not make it.
+        self._connection = self._connect() if file.parent.is_dir() else sqlite3.connect(":memory:")
+        with self._errors():
+            self._connection.executescript(SCHEMA)
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Let go of the file; what was not committed is forgotten."""
+        self._connection.close()
+
+    def commit(self) -> None:
+        """Make what was told so far last."""
+        with self._errors():
+            self._connection.commit()
+
+    def verified(self, folder: str) -> Iterator[tuple[str, int, int, bytes]]:
+        """Yield name, size, mtime_ns and digest of the files of a folder whose bytes were verified."""
+        with self._errors():
+            yield from self._connection.execute(
+                "SELECT name, size, mtime_ns, digest FROM verified WHERE folder = ?", (folder,)
+            )
+
+    def verify(self, folder: str, files: Iterable[tuple[str, int, int, bytes]]) -> None:
+        """Remember that the bytes of files were verified; see `verified`."""
+        with self._errors():
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO verified VALUES (?, ?, ?, ?, ?)", ((folder, *file) for file in files)
+            )
+
+    def forget(self, folder: str, names: Iterable[str]) -> None:
+        """Forget that files were verified."""
+        with self._errors():
+            self._connection.executemany(
+                "DELETE FROM verified WHERE folder = ? AND name = ?", ((folder, name) for name in names)
+            )
+
+    def orphans(self, folder: str) -> dict[str, float]:
+        """Return since when (Unix time, seconds) files have been named by no index, by name."""
+        with self._errors():
+            return dict(self._connection.execute("SELECT name, since FROM orphan WHERE folder = ?", (folder,)))
+
+    def orphan(self, folder: str, since: Mapping[str, float]) -> None:
+        """Set what `orphans` returns."""
+        with self._errors():
+            self._connection.execute("DELETE FROM orphan WHERE folder = ?", (folder,))
+            self._connection.executemany(
+                "INSERT INTO orphan VALUES (?, ?, ?)", ((folder, name, start) for name, start in since.items())
+            )
+
+    def fact(self, key: str) -> dict[str, Any]:
+        """Return what was noted under a key; empty where nothing was."""
+        with self._errors():
+            row = self._connection.execute("SELECT value FROM fact WHERE key = ?", (key,)).fetchone()
+        value = json.loads(row[0]) if row else {}
+        return value if isinstance(value, dict) else {}
+
+    def note(self, key: str, value: Mapping[str, Any]) -> None:
+        """Note something, in place of what was noted under that key."""
+        with self._errors():
+            self._connection.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (key, json.dumps(dict(value))))
+
+    def keys(self, prefix: str) -> list[str]:
+        """Return the keys that begin with `prefix`."""
+        with self._errors():
+            rows = self._connection.execute("SELECT key FROM fact WHERE substr(key, 1, ?) = ?", (len(prefix), prefix))
+            return [str(row[0]) for row in rows]
+
+    def drop(self, key: str) -> None:
+        """Forget what was noted under a key."""
+        with self._errors():
+            self._connection.execute("DELETE FROM fact WHERE key = ?", (key,))
+
+    def _connect(self) -> sqlite3.Connection:
+        """Open the file; one that is damaged is put aside, and everything is verified anew."""
+        try:
+            connection = sqlite3.connect(self._file)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.DatabaseError as error:
+            if _number(error) in FULL or isinstance(error, sqlite3.OperationalError):
+                raise self._os_error(error) from error
+            log.warning("%s: is damaged (%s) and put aside; what is held is hashed once more", self._file, error)
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    self._file.with_name(self._file.name + suffix).replace(f"{self._file}{suffix}.damaged")
+            return self._connect()
+        return connection
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._os_error(error) from error
+
+    def _os_error(self, error: sqlite3.Error) -> OSError:
+        number = errno.ENOSPC if _number(error) in FULL else errno.EIO
+        return OSError(number, f"{os.strerror(number)} ({error})", str(self._file))
+
+
+def _number(error: sqlite3.Error) -> int:
+    """Return the primary code of an error, 0 where it has none."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def known_files(
+    files: Iterable[tuple[str, int, int]], verified: Iterable[tuple[str, int, int, bytes]]
+) -> dict[str, Known]:
+    """Return what is known of each file of a folder, by name; see `plan.Known`.
+
+    Args:
+        files: name, size and mtime_ns of the files that are there.
+        verified: name, size, mtime_ns and digest of those that were verified. A file that was touched since
+            is one of which nothing is known.
+    """
+    found: dict[str, Any] = {name: (size, mtime_ns) for name, size, mtime_ns in files}
+    for name, size, mtime_ns, digest in verified:
+        if found.get(name) == (size, mtime_ns):
+            found[name] = digest
+    for name, known in found.items():
+        if isinstance(known, tuple):
+            found[name] = known[0]
+    return found

@@ -1,0 +1,149 @@
+"""From a settled plan to what is served: every format of an index, in the order that keeps the mirror closed.
+
+Packages to the disk, then the index that names them, and deletions last and late. Where the upstream changed
+the bytes of a file under its old name, the index is first published without that name, then the bytes are put
+in place, then the index is published whole: there is no instant at which it names other bytes than are served.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import logging
+import os
+import shutil
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from lanmirror_sync import formats, repodata
+from lanmirror_sync.memory import Memory
+from lanmirror_sync.repodata import Index, RepodataError
+from lanmirror_sync.shards import RECIPE as SHARD_RECIPE
+from lanmirror_sync.shards import SUFFIX as SHARD_SUFFIX
+from lanmirror_sync.shards import State
+from lanmirror_sync.store import Store, cores
+
+log = logging.getLogger(__name__)
+
+
+NOTHING = Index({}, {}, {})
+# How the formats are made: a subdir that another version published is published anew.
+RECIPE = f"1, shards {SHARD_RECIPE}"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is to be served of a subdir.
+
+    Attributes:
+        index: the upstream's.
+        leave_out: file names that are not served.
+        former: records that stand in for those of packages whose new bytes could not be had.
+        current: the upstream's `current_repodata.json`; see `formats.publish`.
+        run_exports: the upstream's `run_exports.json`; likewise.
+    """
+
+    index: Index
+    leave_out: Collection[str] = ()
+    former: Index = NOTHING
+    current: bytes | None = None
+    run_exports: bytes | None = None
+
+
+class Publisher:
+    """Puts indexes in place."""
+
+    def __init__(self, store: Store, memory: Memory) -> None:
+        self._store = store
+        self._memory = memory
+
+    def publish(self, path: PurePosixPath, content: Content, replace: Collection[str] = ()) -> None:
+        """Serve what is to be served of a subdir.
+
+        Args:
+            path: the subdir.
+            content: what.
+            replace: file names whose new bytes wait in the staging folder.
+        """
+        self._store.path(path).mkdir(parents=True, exist_ok=True)
+        if replace:
+            self._write(path, content, withheld=replace)
+            for name in replace:
+                self._store.move(self._store.staged_path(path / name), path / name)
+        self._write(path, content)
+
+    def _write(self, path: PurePosixPath, content: Content, withheld: Collection[str] = ()) -> None:
+        """Make every format beside, then put each in its place."""
+        folder = self._store.state / "publishing"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        subdir = self._store.path(path)
+        state_file = self._store.shards_path(path)
+        published = formats.publish(
+            content.index,
+            folder,
+            arch=path.name,
+            keep=lambda name: name not in content.leave_out and name not in withheld,
+            former=content.former,
+            current=content.current,
+            run_exports=content.run_exports,
+            state=State.decode(state_file.read_bytes()) if state_file.exists() else None,
+            present={file.name for file in os.scandir(subdir) if file.name.endswith(SHARD_SUFFIX)},
+            now=time.time(),
+            threads=cores(),
+        )
+        # One flush for all: the packages that the index names, and the index itself.
+        self._store.flush_all()
+        for name in published.files:
+            if not _same(folder / name, subdir / name):
+                self._store.move(folder / name, path / name)
+        self._store.flush(subdir)
+        self._store.write_file(state_file, published.shards.encode())
+        for name in (*published.obsolete, *published.expired):
+            self._store.remove(path / name)
+        shutil.rmtree(folder, ignore_errors=True)
+        log.debug("%s: %s", path, ", ".join(f"{name} {spent:.1f} s" for name, spent in published.seconds.items()))
+
+    def former(self, path: PurePosixPath, lost: Collection[str]) -> Index:
+        """Return the served records of packages, as far as the bytes they describe are here."""
+        served = self.served(path) if lost else None
+        if served is None:
+            return NOTHING
+        wanted = set(lost) & served.packages.keys()
+        verified = {name: digest for name, _, _, digest in self._memory.verified(str(path)) if name in wanted}
+        return served.pick(
+            {name for name in wanted if verified.get(name) == bytes.fromhex(served.packages[name].digest)}
+        )
+
+    def served(self, path: PurePosixPath) -> Index | None:
+        """Return the index that is served; None where there is none, or it is damaged."""
+        file = self._store.path(path / "repodata.json")
+        try:
+            return repodata.parse(file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except RepodataError as error:
+            log.warning("%s: %s; it is made anew", file, error)
+            return None
+
+
+def stamps(store: Store, path: PurePosixPath) -> dict[str, list[int]]:
+    """Return what tells whether a subdir is as this program left it: of the folder and of each index file.
+
+    The time of the folder tells of every file that came, went, or was put in another's place.
+    """
+    folder = store.path(path)
+    found = {}
+    for file in (folder, *(folder / name for name in formats.INDEX_FILES)):
+        try:
+            status = file.stat()
+        except FileNotFoundError:
+            continue
+        found[file.name if file != folder else "."] = [status.st_size, status.st_mtime_ns]
+    return found
+
+
+def _same(made: Path, there: Path) -> bool:
+    """Tell whether a file has the same bytes already: then clients' copies of it stay good."""
+    return there.is_file() and filecmp.cmp(made, there, shallow=False)

@@ -1,0 +1,377 @@
+"""Role conda_mirror: what it writes, what it refuses, and that it agrees with the engine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.plugins.loader import filter_loader  # type: ignore[import-untyped]  # Ansible ships no types
+from lanmirror_sync.config import DEFAULTS, load
+from packaging.requirements import Requirement
+
+from tests.roles.render import ROOT, defaults, evaluate, render
+from tests.roles.render import load as role_file
+
+ROLE = ROOT / "roles/conda_mirror"
+PAGE = ROOT / "docs/sync-engine.md"
+
+
+def written(tmp_path: Path, **variables: Any) -> Path:
+    """Return the engine's configuration as the role writes it."""
+    file = tmp_path / "conda_mirror.yml"
+    file.write_text(render("conda_mirror", "conda_mirror.yml.j2", **variables))
+    return file
+
+
+# ---- the engine's configuration ------------------------------------------------------------------------------
+
+
+def test_configuration_of_the_defaults_is_the_engines_own(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.yml"
+    empty.write_text("{}\n")
+    wanted = load(empty, {})
+    # The engine, which also runs on its own, asks for less room than a server should keep.
+    assert load(written(tmp_path, conda_mirror_min_free_gib=wanted.min_free_gib), {}) == wanted
+
+
+def test_configuration_is_what_the_variables_say(tmp_path: Path) -> None:
+    bundle = tmp_path / "ca.pem"
+    bundle.touch()
+    config = load(
+        written(
+            tmp_path,
+            conda_mirror_upstream={"repo": "http://192.0.2.1:8080/a/", "cloud": "http://192.0.2.1:8080/c"},
+            conda_mirror_repos=["main"],
+            conda_mirror_arches=["linux-64", "noarch"],
+            conda_mirror_cloud=["conda-forge/noarch"],
+            conda_mirror_installers={"dists": ["miniconda"], "suffixes": [".sh"]},
+            conda_mirror_exclude=["a", "yes", "1.0"],
+            conda_mirror_working_dir="/data/conda",
+            conda_mirror_min_free_gib="7.5",
+            conda_mirror_jobs="3",
+            conda_mirror_retries="2",
+            conda_mirror_timeout_seconds="9",
+            conda_mirror_delete_grace_hours="48",
+            conda_mirror_ca_bundle=str(bundle),
+        ),
+        {},
+    )
+    assert [(str(subdir.path), subdir.url) for subdir in config.subdirs()] == [
+        ("pkgs/main/noarch", "http://192.0.2.1:8080/a/pkgs/main/noarch"),
+        ("pkgs/main/linux-64", "http://192.0.2.1:8080/a/pkgs/main/linux-64"),
+        ("cloud/conda-forge/noarch", "http://192.0.2.1:8080/c/conda-forge/noarch"),
+    ]
+    assert (config.dists, config.suffixes) == (("miniconda",), (".sh",))
+    assert config.exclude == ("a", "yes", "1.0")
+    assert config.working_dir == Path("/data/conda")
+    assert (config.min_free_gib, config.jobs, config.retries) == (7.5, 3, 2)
+    assert (config.timeout_seconds, config.delete_grace_hours, config.ca_bundle) == (9, 48, str(bundle))
+
+
+def test_each_setting_of_the_engine_is_a_variable_of_the_same_name() -> None:
+    settings = role_file("conda_mirror", "vars/main.yml")["__conda_mirror_config"]
+    for key, value in settings.items():
+        assert key in DEFAULTS
+        assert re.fullmatch(rf"\{{\{{ conda_mirror_{key}( \| (int|float))? \}}\}}", value), key
+
+
+# ---- the preflight -------------------------------------------------------------------------------------------
+
+
+def problem(**variables: Any) -> str:
+    return str(evaluate("conda_mirror", CHECK, **variables))
+
+
+CHECK = "{{ __conda_mirror_config | conda_mirror_config_problem }}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _filters() -> None:
+    """Make the role's filters known, as running the role does."""
+    filter_loader.add_directory(str(ROLE / "filter_plugins"))
+
+
+def test_defaults_have_no_problem() -> None:
+    assert problem() == ""
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"arches": ["noarch", "linux64"]}, ("conda_mirror_arches", "linux64", "did you mean linux-64", "win-64")),
+        ({"repos": "main"}, ("conda_mirror_repos", "'main'", "a list")),
+        ({"arches": None}, ("conda_mirror_arches", "None", "a list")),
+        ({"exclude": [1.5]}, ("conda_mirror_exclude", "1.5", "a list of words")),
+        (
+            {"upstream": {"repo": "mirror.example.org/anaconda", "cloud": "http://c"}},
+            ("conda_mirror_upstream.repo", "mirror.example.org/anaconda", "a URL with its scheme"),
+        ),
+        ({"upstream": {"repos": "http://a"}}, ("conda_mirror_upstream.repos", "did you mean upstream.repo?")),
+        ({"upstream": "http://a"}, ("conda_mirror_upstream", "http://a", "a mapping")),
+        ({"cloud": ["conda-forge"]}, ("conda_mirror_cloud", "conda-forge", "<channel>/<arch>")),
+        ({"cloud": ["conda-forge/linux64"]}, ("conda_mirror_cloud", "linux64", "did you mean linux-64")),
+        ({"working_dir": "srv/mirror"}, ("conda_mirror_working_dir", "srv/mirror", "an absolute path")),
+        ({"jobs": 0}, ("conda_mirror_jobs", "0", "from 1 to 256")),
+        (
+            {"repos": [], "installers": {"dists": [], "suffixes": []}},
+            ("conda_mirror_repos", "conda_mirror_cloud", "conda_mirror_installers.dists", "all empty"),
+        ),
+    ],
+)
+def test_what_the_engine_would_refuse_is_named_by_its_variable(
+    variables: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    message = problem(**{f"conda_mirror_{name}": value for name, value in variables.items()})
+    assert message.startswith("conda_mirror_")
+    assert [word for word in words if word not in message] == []
+    assert "\n" not in message
+
+
+# What `crontab` of Debian 12 and 13 takes and refuses; it also takes `10-5`, `fri-mon` and `0;`, which never come
+# or are a slip.
+CRON = {
+    "minute": (("0", "*", "*/15", "0,30", "5-10", "0-59/7", "59", "00", "1-3,7"),
+               ("60", "", "a", "-1", "*/0", "5-", "10-5", "1,,2", "5/10", "1 2", "0;", "1\n", "*/", "@daily")),
+    "hour": (("9", "0-23", "*/6"), ("24", "9am", "23-25")),
+    "weekday": (("*", "0", "7", "mon", "MON-Fri", "1-5", "sat,sun", "sun-sat"), ("8", "monday", "funday", "fri-mon")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "good"),
+    [(field, value, good) for field, cases in CRON.items() for good in (True, False) for value in cases[not good]],
+)
+def test_schedule_that_cron_refuses_is_refused(field: str, value: str, good: bool) -> None:
+    message = str(evaluate("conda_mirror", "{{ value | conda_mirror_cron_problem(field) }}", value=value, field=field))
+    assert (message == "") == good
+    if not good:
+        assert f"conda_mirror_cron_{field} is '{value}'; allowed: *, or numbers from 0 to " in message
+
+
+def test_engines_settings_are_judged_with_what_a_controller_has() -> None:
+    code = """
+        import sys
+        class Missing:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in ("requests", "msgspec", "zstandard", "rich", "urllib3"):
+                    raise ModuleNotFoundError(name)
+        sys.meta_path.insert(0, Missing())
+        import lanmirror_sync.config
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT / "files", check=True)
+
+
+# ---- the schedule and the command ----------------------------------------------------------------------------
+
+
+def test_entry_for_cron() -> None:
+    text = render("conda_mirror", "cron.j2")
+    assert text.splitlines()[-1] == "0 9 * * * conda-mirror /usr/local/bin/lanmirror-conda-sync logged"
+    assert text.endswith("\n")
+    text = render(
+        "conda_mirror",
+        "cron.j2",
+        conda_mirror_cron_minute="*/15",
+        conda_mirror_cron_hour=3,
+        conda_mirror_cron_weekday="sat,sun",
+    )
+    assert "\n*/15 3 * * sat,sun conda-mirror " in text
+
+
+def run_command(tmp_path: Path, code: int, *, delete: bool = False) -> tuple[int, str, str]:
+    """Run the scheduled sync with an engine that ends with `code`; return exit code, messages, and the log."""
+    (tmp_path / "bin").mkdir(parents=True)
+    for name, body in {
+        "python": f'echo "$@ $http_proxy"; exit {code}',
+        "logger": 'shift 5; echo "$@" >&2',
+        "id": "echo 999",
+    }.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    text = render(
+        "conda_mirror",
+        "lanmirror-conda-sync.j2",
+        conda_mirror_http_proxy="http://a'b:3128",
+        conda_mirror_delete=delete,
+        __conda_mirror_venv=str(tmp_path),
+        __conda_mirror_log=str(tmp_path / "log"),
+    )
+    result = subprocess.run(
+        ["/bin/sh", "-s", "logged"],
+        input=text,
+        env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.returncode, result.stdout + result.stderr, (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_scheduled_sync_says_nothing_when_there_is_nothing_to_say(tmp_path: Path, code: int) -> None:
+    returned, messages, log = run_command(tmp_path, code)
+    assert (returned, messages) == (code, "")
+    assert log == (
+        "/opt/lanmirror/conda_mirror/anaconda_sync.py sync --config /etc/lanmirror/conda_mirror.yml http://a'b:3128\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "why"), [(1, "could not be had"), (2, "configuration"), (4, "disk"), (5, "upstream"), (137, "outside")]
+)
+def test_scheduled_sync_says_why_it_failed(tmp_path: Path, code: int, why: str) -> None:
+    returned, messages, _ = run_command(tmp_path, code)
+    assert returned == code
+    assert f"exit code {code}: " in messages
+    assert why in messages
+
+
+def test_scheduled_sync_deletes_only_when_asked(tmp_path: Path) -> None:
+    assert "--delete" not in run_command(tmp_path / "without", 0)[2]
+    assert "sync --delete --config" in run_command(tmp_path / "with", 0, delete=True)[2]
+
+
+# ---- the libraries -------------------------------------------------------------------------------------------
+
+
+def pins(text: str) -> dict[str, str]:
+    return dict(line.split("==") for line in text.splitlines() if line and not line.startswith("#"))
+
+
+def script_dependencies() -> list[Requirement]:
+    """Return what anaconda_sync.py declares (PEP 723)."""
+    text = (ROOT / "files/anaconda_sync.py").read_text()
+    block = re.search(r"^# /// script\n(.*?)^# ///$", text, re.DOTALL | re.MULTILINE)
+    assert block
+    data = tomllib.loads(re.sub(r"^# ?", "", block[1], flags=re.MULTILINE))
+    return [Requirement(dependency) for dependency in data["dependencies"]]
+
+
+def test_pins_are_those_of_the_script_and_all_that_these_need() -> None:
+    pinned = pins((ROLE / "files/requirements.txt").read_text())
+    tested = pins((ROOT / "requirements-dev.txt").read_text())
+    needed: set[str] = set()
+    wanted = script_dependencies()
+    for requirement in wanted:
+        assert str(requirement.specifier) == f"=={pinned[requirement.name]}"
+    while wanted:
+        requirement = wanted.pop()
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        assert requirement.specifier.contains(pinned[name]), requirement
+        if name not in needed:
+            needed.add(name)
+            wanted += map(Requirement, importlib.metadata.requires(name) or [])
+    assert set(pinned) == needed
+    assert {name: tested[name] for name in pinned} == pinned
+
+
+# ---- the site ------------------------------------------------------------------------------------------------
+
+
+def locations(template: str = "locations.conf.j2", **variables: Any) -> dict[str, str]:
+    """Return the directives of each location, without those of locations in it."""
+    found: dict[str, str] = {}
+    stack: list[str] = []
+    for line in map(str.strip, render("conda_mirror", template, **variables).splitlines()):
+        if line.startswith("location "):
+            stack.append(line.removeprefix("location ").removesuffix(" {"))
+            found[stack[-1]] = ""
+        elif line == "}":
+            stack.pop()
+        elif stack and not line.startswith("#"):
+            found[stack[-1]] += line
+    assert stack == []
+    return found
+
+
+def test_tree_stands_at_anaconda_and_at_the_root_of_its_own_name() -> None:
+    assert locations(conda_mirror_working_dir="/data/conda")["= /anaconda"] == "return 301 /anaconda/;"
+    for template, prefix in (("locations.conf.j2", "^~ /anaconda/"), ("vhost-locations.conf.j2", "^~ /")):
+        place = locations(template, conda_mirror_working_dir="/data/conda")[prefix]
+        assert "alias /data/conda/;" in place
+        assert "autoindex on;" in place
+        assert "disable_symlinks if_not_owner from=/data/conda;" in place
+    assert not [name for name in locations("vhost-locations.conf.j2") if "anaconda" in name]
+
+
+@pytest.mark.parametrize(
+    ("path", "directive"),
+    [
+        ("/anaconda/.lanmirror/lock", "return 404"),
+        ("/anaconda/pkgs/main/noarch/repodata.json", "expires 1m"),
+        ("/anaconda/pkgs/main/noarch/current_repodata.json", "expires 1m"),
+        ("/anaconda/pkgs/main/noarch/repodata.json.zst", "expires 1m"),
+        ("/anaconda/pkgs/main/noarch/repodata.json.bz2", "expires 1m"),
+        ("/anaconda/pkgs/main/noarch/repodata_shards.msgpack.zst", "expires 1m"),
+        (f"/anaconda/pkgs/main/noarch/{'0a' * 32}.msgpack.zst", "immutable"),
+        ("/anaconda/pkgs/main/noarch/a-1.0-0.conda", "immutable"),
+        ("/anaconda/pkgs/main/noarch/a-1.0-0.tar.bz2", "immutable"),
+        ("/anaconda/miniconda/Miniconda3-latest-Linux-x86_64.sh", "expires -1"),
+        ("/anaconda/pkgs/main/noarch/", "expires -1"),
+    ],
+)
+def test_how_long_clients_keep_it(path: str, directive: str) -> None:
+    places = locations()
+    # As Nginx does: the first regular expression that matches, else the prefix around them.
+    expressions = [name for name in places if name.startswith("~ ")]
+    matching = [name for name in expressions if re.search(name.removeprefix("~ ").strip('"'), path)]
+    assert directive in places[matching[0] if matching else "^~ /anaconda/"]
+
+
+def test_portal_shows_the_channels_in_the_forms_of_the_clients() -> None:
+    text = render(
+        "conda_mirror",
+        "portal.html.j2",
+        conda_mirror_repos=["main", "r"],
+        conda_mirror_cloud=["conda-forge/noarch", "conda-forge/linux-64", "a/label/b/noarch"],
+    )
+    shown = re.sub(r"<[^>]+>", "", text)
+    assert "default_channels:\n  - http://this-server/anaconda/pkgs/main\n" in shown
+    assert shown.count("conda-forge: http://this-server/anaconda/cloud\n") == 1
+    assert '"https://repo.anaconda.com/pkgs/r" = ["http://this-server/anaconda/pkgs/r"]' in shown
+    assert '"https://conda.anaconda.org/a/label/b" = ["http://this-server/anaconda/cloud/a/label/b"]' in shown
+    bare = render("conda_mirror", "portal.html.j2", conda_mirror_repos=[], conda_mirror_cloud=["bioconda/noarch"])
+    assert "default_channels" not in bare
+
+
+# ---- the page ------------------------------------------------------------------------------------------------
+
+
+def test_page_has_each_setting_with_its_default() -> None:
+    text = PAGE.read_text()
+    for key, value in DEFAULTS.items():
+        parts = (
+            {f"{key}.{part}": default for part, default in value.items()} if isinstance(value, dict) else {key: value}
+        )
+        for name, default in parts.items():
+            row = re.search(rf"^\| `{re.escape(name)}` \|.*\| `(.*)` \|$", text, re.MULTILINE)
+            assert row, name
+            assert yaml.safe_load(row[1]) == default, name
+    for code in range(6):
+        assert re.search(rf"^\| {code} \|", text, re.MULTILINE)
+    for variable in ("TUNASYNC_WORKING_DIR", "CONDA_REPO_URL", "CONDA_CLOUD_URL"):
+        assert f"`{variable}`" in text
+
+
+def test_page_has_what_the_command_line_shows() -> None:
+    shown = subprocess.run(
+        [sys.executable, ROOT / "files/anaconda_sync.py", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    text = PAGE.read_text()
+    assert [option for option in set(re.findall(r"--[a-z-]+", shown)) - {"--help"} if f"`{option}" not in text] == []
+
+
+def test_defaults_are_no_more_than_those_of_the_engine_say() -> None:
+    ours = defaults("conda_mirror")
+    differing = {key for key, value in DEFAULTS.items() if ours.get(f"conda_mirror_{key}", value) != value}
+    assert differing == {"min_free_gib"}

@@ -1,0 +1,316 @@
+"""Role devpi: what its templates come out as, what its preflight refuses, and what its module decides."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from roles.devpi.library import devpi_indexes as devpi
+from tests.roles.render import ROOT, evaluate, render
+
+ROLE = ROOT / "roles" / "devpi"
+PREFLIGHT: list[dict[str, Any]] = yaml.safe_load((ROLE / "tasks" / "preflight.yml").read_text())
+
+
+# ---- templates -----------------------------------------------------------------------------------------------
+
+
+def test_server_configuration() -> None:
+    settings = yaml.safe_load(render("devpi", "devpi-server.yml.j2", devpi_port=3999, devpi_max_upload_mib=2))
+    assert settings["devpi-server"] == {
+        "serverdir": "/var/lib/devpi",
+        "secretfile": "/etc/devpi/secret",
+        "host": "127.0.0.1",
+        "port": 3999,
+        "restrict-modify": "root",
+        "request-timeout": 5,
+        "max-request-body-size": 2 * 1024 * 1024,
+        "argon2-memory-cost": 65536,
+    }
+
+
+def test_way_out_of_devpi_and_of_pip() -> None:
+    way = {
+        "devpi_ca_bundle": "/etc/ssl/lab.pem",
+        "devpi_http_proxy": "http://proxy.lab.lan:3128",
+        "devpi_pip_index_url": "https://mirror.example.org/simple",
+    }
+    environment = render("devpi", "environment.j2", **way).splitlines()
+    assert "REQUESTS_CA_BUNDLE=/etc/ssl/lab.pem" in environment
+    assert "HTTPS_PROXY=http://proxy.lab.lan:3128" in environment
+    pip = render("devpi", "pip.conf.j2", **way).splitlines()
+    assert pip[-4:] == [
+        "[global]",
+        "index-url = https://mirror.example.org/simple",
+        "cert = /etc/ssl/lab.pem",
+        "proxy = http://proxy.lab.lan:3128",
+    ]
+    direct = render("devpi", "environment.j2") + render("devpi", "pip.conf.j2")
+    assert [line for line in direct.splitlines() if "=" in line] == []
+
+
+def test_unit_keeps_devpi_to_its_data() -> None:
+    unit = render("devpi", "devpi.service.j2", devpi_data_dir="/srv/devpi").splitlines()
+    for line in (
+        "User=devpi",
+        "Restart=on-failure",
+        "ReadWritePaths=/srv/devpi",
+        "ProtectSystem=strict",
+        "NoNewPrivileges=true",
+        "CapabilityBoundingSet=",
+    ):
+        assert line in unit
+
+
+def test_site_sends_stored_files_from_the_folder_of_the_data() -> None:
+    site = render("devpi", "devpi-locations.conf.j2", devpi_data_dir="/srv/devpi", devpi_max_upload_mib=7)
+    assert "root /srv/devpi/+files;" in site
+    assert site.count("client_max_body_size 7m;") == site.count("location ~ ") == 2
+    assert "server 127.0.0.1:3999;" in render("devpi", "devpi-http.conf.j2", devpi_port=3999)
+
+
+# ---- the upstream --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("upstream", ["tuna", "aliyun", "ustc"])
+def test_public_mirrors_have_what_they_need(upstream: str) -> None:
+    settings = evaluate("devpi", "{{ __devpi_indexes['root/pypi'] }}", devpi_upstream=upstream)
+    assert settings["mirror_url"].startswith("https://")
+    assert settings["mirror_url"].endswith("/simple/")
+    assert settings["mirror_web_url_fmt"] == settings["mirror_url"] + "{name}/"
+    assert settings["mirror_no_project_list"] is True
+    assert settings["mirror_ignore_serial_header"] is True
+
+
+def test_official_upstream_is_devpis_own() -> None:
+    settings = evaluate("devpi", "{{ __devpi_indexes['root/pypi'] }}")
+    assert settings == {
+        "type": "mirror",
+        "volatile": False,
+        "title": "PyPI",
+        "mirror_no_project_list": True,
+        "mirror_ignore_serial_header": True,
+        "mirror_cache_expiry": 1800,
+        "official": True,
+    }
+
+
+def test_custom_upstream_ends_with_one_slash() -> None:
+    for given in ("https://mirror.example.org/simple", "https://mirror.example.org/simple/"):
+        settings = evaluate(
+            "devpi",
+            "{{ __devpi_indexes['root/pypi'] }}",
+            devpi_upstream="custom",
+            devpi_mirror_url=given,
+            devpi_mirror_web_url_fmt="https://mirror.example.org/{name}",
+        )
+        assert settings["mirror_url"] == "https://mirror.example.org/simple/"
+        assert settings["mirror_web_url_fmt"] == "https://mirror.example.org/{name}"
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------
+
+
+def refusals(**variables: Any) -> list[str]:
+    """Return the messages with which the preflight would stop."""
+    known = {"ansible_facts": {"python": {"version": {"major": 3, "minor": 11}}}, **variables}
+    messages = []
+
+    def holds(condition: str, more: dict[str, Any]) -> bool:
+        return bool(evaluate("devpi", "{{ (" + condition + ") }}", **known, **more))
+
+    for task in PREFLIGHT:
+        check = task.get("ansible.builtin.assert")
+        if check is None or "__devpi_bundle" in str(check):
+            continue
+        loop_var = task.get("loop_control", {}).get("loop_var", "item")
+        for item in evaluate("devpi", "{{ loop }}", **known, loop=task["loop"]) if "loop" in task else [None]:
+            more = {} if item is None else {loop_var: item}
+            if "when" in task and not holds(task["when"], more):
+                continue
+            conditions = check["that"] if isinstance(check["that"], list) else [check["that"]]
+            if not all(holds(condition, more) for condition in conditions):
+                messages.append(str(evaluate("devpi", check["fail_msg"], **known, **more)))
+    return messages
+
+
+def test_defaults_are_accepted() -> None:
+    assert refusals() == []
+    example = yaml.safe_load((ROOT / "inventory.example" / "group_vars" / "pypi_cache.yml").read_text())
+    assert refusals(**example) == []
+
+
+CUSTOM = {"devpi_upstream": "custom", "devpi_mirror_url": "https://mirror.example.org/simple"}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        CUSTOM,
+        {"devpi_upstream": "custom", "devpi_mirror_url": "http://[2001:db8::1]:8080/simple/"},
+        {"devpi_http_proxy": "http://user:secret@proxy.lab.lan:3128"},
+        {"devpi_pip_index_url": "https://user:secret@mirror.example.org/simple"},
+        {"devpi_root_password": "correct horse battery"},
+        {"devpi_server_names": ["pypi.lab.lan", "pypi"]},
+        {"devpi_port": "4000"},
+    ],
+)
+def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
+    assert refusals(**variables) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"devpi_upstream": "pipy"}, ["devpi_upstream", '"pipy"', "tuna"]),
+        ({"devpi_upstream": "custom"}, ["devpi_mirror_url", '""', "http://"]),
+        ({**CUSTOM, "devpi_mirror_url": "mirror.example.org/simple"}, ['"mirror.example.org/simple"', "https://"]),
+        ({**CUSTOM, "devpi_mirror_url": "https://u:hush@m.example.org/simple"}, ["//***@m.example.org", "password"]),
+        ({"devpi_mirror_url": "https://m.example.org/simple"}, ["devpi_mirror_url", '"pypi"', "custom"]),
+        ({**CUSTOM, "devpi_mirror_web_url_fmt": "https://m.example.org/"}, ["devpi_mirror_web_url_fmt", "{name}"]),
+        ({"devpi_mirror_no_project_list": "maybe"}, ["devpi_mirror_no_project_list", '"maybe"', "true, false"]),
+        ({"devpi_port": 80}, ["devpi_port", '"80"', "1024 to 65535"]),
+        ({"devpi_port": "http"}, ["devpi_port", '"http"', "1024 to 65535"]),
+        ({"devpi_request_timeout": 0}, ["devpi_request_timeout", '"0"', "1 to 300"]),
+        ({"devpi_max_upload_mib": 0}, ["devpi_max_upload_mib", '"0"']),
+        ({"devpi_root_password": 12345678}, ["devpi_root_password", "quote"]),
+        ({"devpi_root_password": "short"}, ["devpi_root_password", "8 characters"]),
+        ({"devpi_root_password": "two\nlines of it"}, ["devpi_root_password"]),
+        ({"devpi_server_names": "pypi.lab.lan"}, ["devpi_server_names", "list"]),
+        ({"devpi_server_names": ["http://pypi.lab.lan"]}, ["devpi_server_names", "without scheme"]),
+        ({"devpi_data_dir": "srv/devpi"}, ["devpi_data_dir", '"srv/devpi"', "absolute"]),
+        ({"devpi_data_dir": "/"}, ["devpi_data_dir", "absolute"]),
+        ({"devpi_ca_bundle": "ca.pem"}, ["devpi_ca_bundle", '"ca.pem"', "absolute"]),
+        ({"devpi_http_proxy": "proxy:3128"}, ["devpi_http_proxy", '"proxy:3128"', "http://"]),
+        ({"devpi_http_proxy": "u:hush@proxy:3128"}, ["devpi_http_proxy", "http://"]),
+        ({"devpi_pip_index_url": "mirror/simple"}, ["devpi_pip_index_url", '"mirror/simple"']),
+        ({"ansible_facts": {"python": {"version": {"major": 3, "minor": 10}}}}, ["Python 3.10", "3.11"]),
+    ],
+)
+def test_bad_input_gets_one_message(variables: dict[str, Any], words: list[str]) -> None:
+    messages = refusals(**variables)
+    assert len(messages) == 1
+    for word in words:
+        assert word in messages[0]
+    assert "hush" not in messages[0]
+    password = variables.get("devpi_root_password")
+    assert password is None or str(password) not in messages[0].replace("8 characters", "")
+
+
+# ---- the module: what it decides -----------------------------------------------------------------------------
+
+MIRROR = {"type": "mirror", "volatile": False, "mirror_url": "https://a.example/simple/"}
+
+
+def test_plan_makes_what_is_missing() -> None:
+    (change,) = devpi.plan({}, {"root/pypi": MIRROR})
+    assert (change.method, change.index, change.body) == ("PUT", "root/pypi", MIRROR)
+    assert str(change) == "make root/pypi: mirror_url, type, volatile"
+
+
+def test_plan_changes_in_place_and_keeps_what_is_not_declared() -> None:
+    before = {**MIRROR, "title": "ours"}
+    (change,) = devpi.plan({"root/pypi": before}, {"root/pypi": {**MIRROR, "mirror_url": "https://b.example/"}})
+    assert change.method == "PATCH"
+    assert change.body == {**before, "mirror_url": "https://b.example/"}
+    assert str(change) == "change root/pypi: mirror_url"
+
+
+def test_plan_does_nothing_where_all_is_well() -> None:
+    assert devpi.plan({"root/pypi": {**MIRROR, "title": "ours"}, "a/b": {"type": "stage"}}, {"root/pypi": MIRROR}) == []
+
+
+def test_plan_refuses_another_type() -> None:
+    with pytest.raises(devpi.DevpiError, match="root/pypi is a mirror index and cannot become a stage index"):
+        devpi.plan({"root/pypi": MIRROR}, {"root/pypi": {"type": "stage"}})
+
+
+def test_official_upstream_is_asked_for_only_where_it_is_wanted() -> None:
+    def never() -> dict[str, Any]:
+        raise AssertionError
+
+    assert devpi.complete({"root/pypi": MIRROR}, never) == {"root/pypi": MIRROR}
+    official = {"mirror_url": "https://official.example/"}
+    done = devpi.complete({"root/pypi": {"type": "mirror", "official": True}}, lambda: official)
+    assert done == {"root/pypi": {"type": "mirror", **official}}
+
+
+def test_passwords_in_urls_are_masked() -> None:
+    shown = devpi.shown({"mirror_url": "https://u:hush@m.example/simple/", "bases": ["a/b"], "volatile": True})
+    assert "hush" not in shown
+    assert json.loads(shown) == {"mirror_url": "https://***@m.example/simple/", "bases": ["a/b"], "volatile": True}
+
+
+# ---- the module: what it says to devpi -----------------------------------------------------------------------
+
+
+@contextmanager
+def server(passwords: dict[str, str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Stand in for devpi's login; the real one is in the Molecule scenario."""
+    seen: list[tuple[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            seen.append((self.command, self.path))
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+            status = 200
+            result: dict[str, str] = {}
+            if self.path == "/+login":
+                good = body["password"] == passwords["root"]
+                status, result = (200, {"password": "token"}) if good else (401, {})
+            elif self.command == "PATCH":
+                passwords["root"] = body["password"]
+            text = json.dumps({"result": result, "message": "see http://u:hush@m.example/"}).encode()
+            self.send_response(418 if self.path == "/refused" else status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_GET = do_POST = do_PATCH = answer  # noqa: N815 - the names that http.server wants
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{httpd.server_port}", seen
+    finally:
+        httpd.shutdown()
+        thread.join()
+        httpd.server_close()
+
+
+@pytest.mark.parametrize("known", ["old password", "new password"])
+def test_password_changes_in_devpi_before_the_file_and_heals_if_cut_short(tmp_path: Path, known: str) -> None:
+    file = tmp_path / "root-password"
+    file.write_text("old password")
+    passwords = {"root": known}
+    with server(passwords) as (url, _):
+        devpi.rotate(devpi.Devpi(url), file, "new password")
+    assert passwords["root"] == file.read_text() == "new password"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_password_that_nobody_knows(tmp_path: Path) -> None:
+    file = tmp_path / "root-password"
+    file.write_text("old password")
+    with server({"root": "another"}) as (url, _), pytest.raises(devpi.DevpiError, match="neither the password in"):
+        devpi.rotate(devpi.Devpi(url), file, "new password")
+    assert file.read_text() == "old password"
+
+
+def test_refusal_says_what_was_asked_and_shows_no_password() -> None:
+    with server({"root": "x"}) as (url, _), pytest.raises(devpi.DevpiError) as caught:
+        devpi.Devpi(url).must("GET", "/refused")
+    assert str(caught.value) == "devpi refuses GET /refused with 418: see http://***@m.example/"
