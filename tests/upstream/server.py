@@ -207,9 +207,10 @@ def _handler(upstream: Upstream) -> type[BaseHTTPRequestHandler]:
                 "Accept-Ranges": "bytes",
             }
             asked = self.headers
-            if asked.get("If-None-Match") == etag or (
+            known = asked.get("If-None-Match") == etag or (
                 "If-None-Match" not in asked and asked.get("If-Modified-Since") == headers["Last-Modified"]
-            ):
+            )
+            if known and fault == Fault(times=fault.times):
                 self._send(HTTPStatus.NOT_MODIFIED, b"", headers, fault)
                 return
             part = RANGE.fullmatch(asked.get("Range", ""))
