@@ -17,6 +17,7 @@ from lanmirror_sync.memory import Memory
 from lanmirror_sync.progress import GIB, PlainProgress, TerminalProgress
 from lanmirror_sync.report import discreet
 from lanmirror_sync.store import LockedError, Store
+from lanmirror_sync.survey import Options
 from lanmirror_sync.sync import NoRoomError, Run
 
 EXIT_CODES = """\
@@ -140,10 +141,8 @@ def _plan(config: Config, arguments: argparse.Namespace, progress: PlainProgress
     """Print what a sync would fetch: a line for each subdir, and the sum."""
     store = Store(config.working_dir)
     with Memory(store.memory_file) as memory, Fetcher(config) as fetcher:
-        run = Run(config, store, memory, fetcher, progress, dry=True)
-        tasks, downloads = run.plan(arguments.only)
-    if run.report.asked and run.report.unreachable == run.report.asked:
-        return UNREACHABLE
+        run = Run(config, Options(arguments.only, dry=True), store, memory, fetcher=fetcher, progress=progress)
+        tasks, downloads = run.plan()
     total = 0
     for path, held in run.report.unchanged.items():
         print(f"{path}: 0 to fetch, unchanged; {held} held")
@@ -166,8 +165,9 @@ def _sync(config: Config, arguments: argparse.Namespace, progress: PlainProgress
     started = time.monotonic()
     store.create()
     with store.locked(), Memory(store.memory_file) as memory, Fetcher(config, progress.received) as fetcher:
-        run = Run(config, store, memory, fetcher, progress)
-        run.sync(arguments.only, delete=arguments.delete, accept_older=arguments.accept_older)
+        options = Options(arguments.only, arguments.delete, arguments.accept_older)
+        run = Run(config, options, store, memory, fetcher=fetcher, progress=progress)
+        run.sync()
     report = run.report
     spent = time.monotonic() - started
     log.info(

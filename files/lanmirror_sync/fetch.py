@@ -133,7 +133,8 @@ class Fetcher:
         self._big = 0
         self._unfinished = 0
         self._failure: BaseException | None = None
-        self._done: queue.SimpleQueue[Done | BaseException | None] = queue.SimpleQueue()
+        self._finished: list[Done] = []
+        self._done: queue.SimpleQueue[list[Done] | BaseException | None] = queue.SimpleQueue()
         self._hashing = ThreadPoolExecutor(1)
         self._thread = threading.Thread(target=self._run, name="fetch", daemon=True)
 
@@ -195,7 +196,7 @@ class Fetcher:
         while (done := self._done.get()) is not None:
             if isinstance(done, BaseException):
                 raise done
-            yield done
+            yield from done
 
     # ---- all below belongs to the fetching thread ---------------------------------------------------------
 
@@ -241,6 +242,9 @@ class Fetcher:
             self._ready.append(heapq.heappop(self._waiting)[2])
         while len(self._busy) < self._config.jobs and (job := self._next()):
             self._begin(job, now)
+        if self._finished:  # all of a turn at once: to wake the other thread costs more than a download
+            self._done.put(self._finished)
+            self._finished = []
         if self._feeding and not any(self._feeds) and not self._unfinished:
             self._feeding = False
             self._done.put(None)
@@ -277,7 +281,7 @@ class Fetcher:
         def finish(exchange: Exchange | None, error: FetchError | None) -> None:
             self._unfinished -= 1
             self._big -= big
-            self._done.put(Done(download, sink.landed, error))
+            self._finished.append(Done(download, sink.landed, error))
 
         return _Job(download.urls, "GET", sink, Validators(), finish)
 

@@ -111,6 +111,7 @@ def publish(
     former: Index | None = None,
     current: bytes | None = None,
     run_exports: bytes | None = None,
+    bz2: bool = True,
     state: shards.State | None = None,
     present: Collection[str] = (),
     now: float,
@@ -127,6 +128,7 @@ def publish(
         current: the upstream's `current_repodata.json`, None where it has none. Only the names count, and
             of those the ones that are published.
         run_exports: the upstream's `run_exports.json`, None where it has none.
+        bz2: whether that form is served. It takes more time than all others, and few clients still ask for it.
         state: `Published.shards` of the last time.
         present: the names of the files that stand in the subdir now.
         now: Unix time, seconds.
@@ -150,7 +152,9 @@ def publish(
 
     def pack() -> None:
         for name in parts:
-            for form in filter(None, FORMS[name]):
+            for form in FORMS[name]:
+                if form == "" or (form == ".bz2" and not bz2):
+                    continue
                 with _timed(seconds, name + form), (folder / (name + form)).open("wb") as file:
                     PACKERS[form](folder / name, file, threads)
 

@@ -7,6 +7,7 @@ Source: RFC 9110 (403, 429, 503, `Retry-After`), RFC 6585 (429).
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ PAUSE_GROWTH = 4
 TOO_MANY_REQUESTS = 429
 
 
+@functools.lru_cache(1024)
 def host_of(url: str) -> str:
     """Return what a host is known by here: name and port."""
     return urlsplit(url).netloc.rpartition("@")[2]

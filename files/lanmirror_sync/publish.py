@@ -42,6 +42,7 @@ class Content:
         former: records that stand in for those of packages whose new bytes could not be had.
         current: the upstream's `current_repodata.json`; see `formats.publish`.
         run_exports: the upstream's `run_exports.json`; likewise.
+        bz2: whether the index is served in this form too.
     """
 
     index: Index
@@ -49,6 +50,7 @@ class Content:
     former: Index = NOTHING
     current: bytes | None = None
     run_exports: bytes | None = None
+    bz2: bool = False
 
 
 class Publisher:
@@ -88,6 +90,7 @@ class Publisher:
             former=content.former,
             current=content.current,
             run_exports=content.run_exports,
+            bz2=content.bz2,
             state=State.decode(state_file.read_bytes()) if state_file.exists() else None,
             present={file.name for file in os.scandir(subdir) if file.name.endswith(SHARD_SUFFIX)},
             now=time.time(),

@@ -122,14 +122,14 @@ class _Fields(msgspec.Struct, gc=False):
     md5: str | None = None
 
 
-class _Wheel(msgspec.Struct, gc=False):
+class _Origin(msgspec.Struct, gc=False):
     url: str | None = None
     fn: str | None = None
 
 
 members = msgspec.json.Decoder(dict[str, Raw])
 _fields = msgspec.json.Decoder(_Fields)
-_wheel = msgspec.json.Decoder(_Wheel)
+_origin = msgspec.json.Decoder(_Origin)
 # What msgspec raises for bad input: its own errors and bad UTF-8 are ValueErrors; deep nesting is not.
 BAD_JSON = (ValueError, RecursionError)
 
@@ -166,8 +166,8 @@ def parse(data: Document, only: Collection[str] | None = None) -> Index:
             try:
                 encoded = bytes(raw)
                 _check_keys(encoded)
-                if section == WHEELS:
-                    file_name = wheels[key] = _wheel_name(raw)
+                if section.startswith("v3."):
+                    file_name = _beside(section, key, raw, encoded)
                 local = _without_leads(raw, encoded)
                 package = _package(file_name, local, names)
             except (_LeftOutError, RepodataError, *BAD_JSON) as error:
@@ -178,13 +178,13 @@ def parse(data: Document, only: Collection[str] | None = None) -> Index:
             if local is not raw:
                 records[key] = local
                 rewritten.append(file_name)
+            if section == WHEELS:
+                wheels[key] = file_name
             former = packages.setdefault(file_name, package)
             if former is not package and former != package:
                 refused[file_name] = "two records describe it, and not as the same bytes"
     for section, key in dropped:
         del sections[section][key]
-        if section == WHEELS:
-            wheels.pop(key, None)
     for file_name in refused.keys() & packages.keys():
         _drop(sections, wheels, file_name)
         del packages[file_name]
@@ -301,21 +301,25 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _wheel_name(raw: Raw) -> str:
-    """Return the file name of a wheel, which its key does not tell.
+def _beside(section: str, key: str, raw: Raw, data: bytes) -> str:
+    """Return the file name that a record in `v3`, given with its bytes, stands for; its key alone does not tell.
+
+    Clients take a wheel from `url` (rattler) or `fn` (conda), and other archives from their key or from `fn`.
 
     Raises:
-        _LeftOutError: it is elsewhere; a wheel from another server would lead clients off the mirror.
+        _LeftOutError: it is elsewhere; clients would be led off the mirror.
         RepodataError: its path is none of a file beside the index.
     """
-    wheel = _wheel.decode(raw)
-    paths = {path for path in (wheel.url, wheel.fn) if path is not None}
-    for path in paths:
+    named = set() if section == WHEELS else {key + SECTIONS[section]}
+    if b'"fn"' in data or section == WHEELS:
+        origin = _origin.decode(raw)
+        named |= {path for path in (origin.fn, origin.url if section == WHEELS else None) if path is not None}
+    for path in named:
         if leads_away(path):
-            raise _LeftOutError(f"its wheel is kept elsewhere ({path})")
-    if len(paths) != 1:
-        raise RepodataError(f"its record names {len(paths)} files")
-    return paths.pop()
+            raise _LeftOutError(f"it is kept elsewhere ({path})")
+    if len(named) != 1:
+        raise RepodataError(f"its record names {len(named)} files, {sorted(named)}")
+    return named.pop()
 
 
 def _package(file_name: str, raw: Raw, names: dict[str, str]) -> Package:
@@ -334,12 +338,14 @@ def _package(file_name: str, raw: Raw, names: dict[str, str]) -> Package:
     if fields.size is not None and not 0 <= fields.size <= LARGEST_PACKAGE:
         raise RepodataError(f"its size is {fields.size}")
     name = names.setdefault(fields.name, fields.name)
-    sha256 = (fields.sha256 or "").lower()
-    if SHA256.fullmatch(sha256):
-        return Package(file_name, name, fields.size, "sha256", sha256)
-    md5 = (fields.md5 or "").lower()
-    if MD5.fullmatch(md5):
-        return Package(file_name, name, fields.size, "md5", md5)
+    sha256, md5 = (fields.sha256 or "").lower(), (fields.md5 or "").lower()
+    # Some clients cannot read the whole index when one hash is none.
+    if sha256 and not SHA256.fullmatch(sha256):
+        raise RepodataError(f"its sha256 is {sha256[:80]!r}")
+    if md5 and not MD5.fullmatch(md5):
+        raise RepodataError(f"its md5 is {md5[:80]!r}")
+    if sha256 or md5:
+        return Package(file_name, name, fields.size, "sha256" if sha256 else "md5", sha256 or md5)
     raise RepodataError("its record has neither a sha256 nor an md5")
 
 

@@ -194,10 +194,9 @@ def _record(raw: Raw) -> dict[str, Any]:
     except msgspec.ValidationError:
         # A number that no double holds; Python's own makes it infinite.
         record = json.loads(bytes(raw))
-    for algorithm, length in (("sha256", 64), ("md5", 32)):
-        value = record.get(algorithm)
-        if isinstance(value, str) and len(value) == length:
-            record[algorithm] = bytes.fromhex(value)
+    for algorithm in ("sha256", "md5"):
+        if record.get(algorithm):
+            record[algorithm] = bytes.fromhex(record[algorithm])
     return record
 
 

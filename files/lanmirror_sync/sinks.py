@@ -257,9 +257,13 @@ class FileSink:
 
     def _land(self) -> None:
         """Put the verified file in its place."""
-        self.close()
         partial, target = self._download.partial, self._download.target
-        status = partial.stat()
+        if self._file is not None:
+            self._file.flush()
+            status = os.fstat(self._file.fileno())
+            self.close()
+        else:  # it was there already
+            status = partial.stat()
         try:
             partial.replace(target)
         except FileNotFoundError:

@@ -154,6 +154,27 @@ class Extra:
             self._found.set_result((form, answer.result().data or b""))
 
 
+class Beside:
+    """What the upstream has beside the index of a subdir; asked for at once, and read when it is needed.
+
+    Attributes:
+        current: its `current_repodata.json`.
+        run_exports: its `run_exports.json` (CEP 12).
+    """
+
+    def __init__(self, fetcher: Fetcher, subdir: Subdir) -> None:
+        self.current = Extra(fetcher, subdir, "current_repodata.json")
+        self.run_exports = Extra(fetcher, subdir, "run_exports.json")
+        self._bz2 = fetcher.ask([f"{url}/repodata.json{BZ2}" for url in subdir.index_urls], method="HEAD")
+
+    def has_bz2(self) -> bool:
+        """Tell whether the upstream has the index as bzip2; raises FetchError where it cannot be told."""
+        try:
+            return bool(self._bz2.result())
+        except MissingError:
+            return False
+
+
 def unpack(data: bytes, form: str) -> bytes:
     """Unpack what was sent; at no time is more than the largest index in memory.
 

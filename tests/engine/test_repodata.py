@@ -120,7 +120,9 @@ def test_a_name_that_is_none_of_a_package_is_refused_by_name(name: str) -> None:
         (json.dumps(record(name=7)).encode(), "damaged"),
         (json.dumps(record(name="")).encode(), "no name"),
         (json.dumps(record(sha256=7)).encode(), "damaged"),
-        (json.dumps(record(sha256="ab", md5="cd")).encode(), "neither a sha256 nor an md5"),
+        (json.dumps(record(sha256=None, md5="")).encode(), "neither a sha256 nor an md5"),
+        (json.dumps(record(sha256="ab")).encode(), "its sha256 is 'ab'"),
+        (json.dumps(record(md5="x" * 32)).encode(), "its md5 is 'xxxx"),
         (b'{"name": "a", "sha256": "%s", "sha256": "%s"}' % (b"ab" * 32, b"cd" * 32), "'sha256' twice"),
         (b'{"name": "a", "sha256": "%s", "\\u0073ha256": "%s"}' % (b"ab" * 32, b"cd" * 32), "'sha256' twice"),
         (b'{"size": 1, "name": "a", "size": 2, "sha256": "%s"}' % (b"ab" * 32), "'size' twice"),
@@ -185,6 +187,20 @@ def test_wheels_that_are_elsewhere_are_left_out_and_faulty_ones_refused() -> Non
     assert set(index.left_out) == {"a-1-0.whl", "b-1-0.whl", "v3.rpm", "v4"}
     assert set(index.refused) == {"../../c-1-py3-none-any.whl", "d-1-0.whl", "e-1-0.whl"}
     assert "v4" not in index.head
+
+
+def test_a_record_in_v3_may_name_its_file_but_no_other() -> None:
+    conda = {
+        "a-1-0": record(fn="a-1-0.conda"),
+        "b-1-0": record(fn="b-2-0.conda"),
+        "c-1-0": record(fn="https://files.example.org/c-1-0.conda"),
+        "d-1-0": record(fn="../d-1-0.conda"),
+    }
+    index = parse(v3={"conda": conda})
+    assert list(index.packages) == ["a-1-0.conda"]
+    assert set(index.left_out) == {"c-1-0.conda"}
+    assert set(index.refused) == {"b-1-0.conda", "d-1-0.conda"}
+    assert "names 2 files" in index.refused["b-1-0.conda"]
 
 
 def test_what_leads_off_the_mirror_is_taken_out() -> None:

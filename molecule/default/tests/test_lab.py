@@ -1,0 +1,328 @@
+"""What a lab sees of its server, from the workstation. The tests stand in the order in which they happen."""
+
+from __future__ import annotations
+
+import bz2
+import hashlib
+import json
+import os
+import re
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import zstandard
+from conftest import FILES, Playbook, container, docker, network
+
+SITE = "http://mirror.lan"
+CRON = "/etc/cron.d/lanmirror-conda-mirror"
+LOG = "/var/log/conda-mirror/sync.log"
+PACKAGES = ["idna", "attrs", "requests", "numpy"]
+SUBDIRS = [
+    *(f"pkgs/{repo}/{arch}" for repo in ("main", "r") for arch in ("noarch", "linux-64")),
+    *(f"cloud/conda-forge/{arch}" for arch in ("noarch", "linux-64")),
+]
+MINIFORGE = os.environ.get("LANMIRROR_MINIFORGE_URL", "")
+
+
+def run(host: Any, command: str) -> str:
+    """Run a command of the shell with nothing of the environment, and give what it printed."""
+    done = host.run(f"env -i HOME=/root PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin sh -c {shlex.quote(command)}")
+    assert done.rc == 0, f"{command}: exit code {done.rc}\n{done.stdout}\n{done.stderr}"
+    return str(done.stdout)
+
+
+def address(name: str, net: str) -> str:
+    """Give the address of a machine in the network `lan` or `outside`; this machine reaches both."""
+    template = f'{{{{(index .NetworkSettings.Networks "{network(net)}").IPAddress}}}}'
+    return docker("inspect", "--format", template, container(name))
+
+
+def url(path: str) -> str:
+    """Give the URL of a path on the server, by its address in the lab."""
+    return f"http://{address('server', 'lan')}{path}"
+
+
+def connects(host: Any, where: str) -> bool:
+    """Tell whether a host reaches port 80 of an address or a name."""
+    return bool(host.run(f"python3 -c 'import socket; socket.create_connection((\"{where}\", 80), 3)'").rc == 0)
+
+
+def get(path: str) -> requests.Response:
+    answer = requests.get(url(path), timeout=30)
+    assert answer.status_code == 200, f"{path}: {answer.status_code}"
+    return answer
+
+
+def pip_install(workstation: Any, venv: str, packages: list[str]) -> None:
+    """Install into a new venv, without pip's cache and with no setting but the written ones."""
+    run(workstation, f"python3 -m venv --clear {venv}")
+    output = run(workstation, f"{venv}/bin/pip -v install --no-cache-dir {' '.join(packages)}")
+    urls = re.findall(r"https?://[^\s#)]+", output)
+    assert len(urls) > len(packages), output
+    assert [url for url in urls if not url.startswith(f"{SITE}/")] == []
+
+
+def conda_install(workstation: Any, name: str, channels: str, spec: str) -> list[str]:
+    """Install by py-rattler into /opt/envs/NAME with a cache of its own; give the URLs of what was chosen."""
+    prefix = f"/opt/envs/{name}"
+    cache = f"/opt/cache/{name}"
+    run(workstation, f"rm -rf {prefix} {cache}")
+    client = "/opt/client/bin/python /opt/conda_client.py"
+    output = run(workstation, f"{client} {prefix} {cache} {channels} -- {shlex.quote(spec)}")
+    urls = output.split()
+    assert [url for url in urls if not url.startswith(f"{SITE}/anaconda/")] == []
+    return urls
+
+
+def wait(what: str, seconds: float, check: Any) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(1)
+
+
+# ---- PyPI -----------------------------------------------------------------------------------------------------
+
+
+def test_workstation_has_no_way_out_but_the_server(workstation: Any) -> None:
+    outside = address("upstream", "outside")
+    assert requests.get(f"http://{outside}/anaconda/miniconda/", timeout=30).status_code == 200
+    assert not connects(workstation, outside)
+    assert connects(workstation, "mirror.lan")
+
+
+def test_pip_installs_through_the_cache(workstation: Any, server: Any) -> None:
+    pip_install(workstation, "/opt/first", PACKAGES)
+    assert run(workstation, "/opt/first/bin/python -c 'import numpy; print(numpy.arange(4).sum())'").strip() == "6"
+    log = run(server, "cat /var/log/nginx/access.log")
+    assert re.search(r'"GET /root/pypi/\+simple/numpy/ HTTP/1.1" 200', log)
+    assert re.search(r'"GET /root/pypi/(?:\+|%2B)f/\S+/numpy-\S+\.whl HTTP/1.1" 200', log)
+
+
+# ---- Conda ----------------------------------------------------------------------------------------------------
+
+
+def test_cron_itself_runs_the_sync_as_its_user(server: Any) -> None:
+    before = server.run(f"cat {LOG}").stdout
+    entry = server.file(CRON).content_string
+    assert re.search(r"(?m)^0 9 \* \* \* conda-mirror /\S+", entry), entry
+    # Only the time is changed, for as long as it takes cron to see it.
+    run(server, f"cp -p {CRON} /root/cron.kept && sed -i 's/^0 9 /* * /' {CRON}")
+    try:
+        wait("a sync by cron", 150, lambda: "in sync: " in server.run(f"cat {LOG}").stdout[len(before) :])
+    finally:
+        run(server, f"cp -p /root/cron.kept {CRON}")
+    assert "(conda-mirror) CMD (/usr/local/bin/lanmirror-conda-sync logged)" in run(server, "journalctl -t CRON")
+    assert run(server, "find /srv/mirror/conda ! -user conda-mirror") == ""
+    assert server.file(f"/srv/mirror/conda/{SUBDIRS[0]}/repodata.json").exists
+
+
+def test_listing_shows_what_is_there() -> None:
+    assert 'href="/anaconda/"' in get("/").text
+    page = get("/anaconda/").text
+    for name in ("pkgs/", "cloud/", "miniconda/", "archive/"):
+        assert f'href="{name}"' in page
+    assert "Miniconda3-latest-Linux-x86_64.sh" in get("/anaconda/miniconda/").text
+    assert "Anaconda3-2025.06-1-Linux-x86_64.sh" in get("/anaconda/archive/").text
+    assert "MacOSX" not in get("/anaconda/archive/").text
+    assert "tool-2.0-0.conda" in get("/anaconda/pkgs/main/linux-64/").text
+
+
+@pytest.mark.parametrize("subdir", SUBDIRS)
+def test_index_names_what_is_there_and_nothing_excluded(subdir: str) -> None:
+    data = get(f"/anaconda/{subdir}/repodata.json").content
+    index = json.loads(data)
+    records = index["packages"] | index["packages.conda"]
+    assert records or subdir == "pkgs/r/noarch"
+    for name, record in records.items():
+        package = get(f"/anaconda/{subdir}/{name}").content
+        assert (len(package), hashlib.sha256(package).hexdigest()) == (record["size"], record["sha256"]), name
+    forms = {
+        "repodata.json": data,
+        "repodata.json.zst": zstandard.decompress(get(f"/anaconda/{subdir}/repodata.json.zst").content),
+        "repodata.json.bz2": bz2.decompress(get(f"/anaconda/{subdir}/repodata.json.bz2").content),
+        "current_repodata.json": get(f"/anaconda/{subdir}/current_repodata.json").content,
+    }
+    for form, text in forms.items():
+        named = json.loads(text)
+        files = set(named["packages"]) | set(named["packages.conda"])
+        assert files <= set(records), form
+        assert not [file for file in files if file.startswith("unwanted-")], form
+
+
+def test_upstream_has_what_is_excluded(upstream: Any) -> None:
+    assert upstream.file("/srv/upstream/anaconda/pkgs/main/linux-64/unwanted-1.0-0.conda").exists
+    excluded = requests.get(url("/anaconda/pkgs/main/linux-64/unwanted-1.0-0.conda"), timeout=30)
+    assert excluded.status_code == 404
+
+
+def test_conda_client_installs_through_the_mirror(workstation: Any, server: Any) -> None:
+    run(workstation, "python3 -m venv /opt/client && /opt/client/bin/pip install -q py-rattler pyyaml")
+    docker("cp", str(FILES / "conda_client.py"), f"{container('workstation')}:/opt/conda_client.py")
+
+    urls = conda_install(workstation, "tool", "defaults", "tool")
+    assert f"{SITE}/anaconda/pkgs/main/linux-64/tool-2.0-0.conda" in urls
+    assert f"{SITE}/anaconda/pkgs/main/linux-64/lib0000-1.0-0.tar.bz2" in urls  # a dependency of a dependency
+    assert run(workstation, "cat /opt/envs/tool/share/tool") == "tool"
+
+    conda_install(workstation, "hello", "defaults", "hello")
+    assert run(workstation, "/opt/envs/hello/bin/hello") == "hello from the mirror\n"
+    urls = conda_install(workstation, "cloud", "conda-forge", "hello")
+    assert f"{SITE}/anaconda/cloud/conda-forge/linux-64/hello-2.0-0.conda" in urls
+    assert run(workstation, "/opt/envs/cloud/bin/hello") == "hello from the cloud\n"
+    assert "GET /anaconda/pkgs/main/linux-64/tool-2.0-0.conda" in run(server, "cat /var/log/nginx/access.log")
+
+
+if MINIFORGE:
+
+    def test_conda_and_mamba_install_through_the_mirror(workstation: Any, tmp_path: Path) -> None:
+        installer = tmp_path / "miniforge.sh"
+        with requests.get(MINIFORGE, timeout=120, stream=True) as answer, installer.open("wb") as file:
+            answer.raise_for_status()
+            for chunk in answer.iter_content(1 << 20):
+                file.write(chunk)
+        docker("cp", str(installer), f"{container('workstation')}:/opt/miniforge.sh")
+        run(workstation, "sh /opt/miniforge.sh -b -p /opt/miniforge")
+        for tool in ("conda", "mamba"):
+            create = f"/opt/miniforge/bin/{tool} create -y --override-channels"
+            run(workstation, f"{create} -p /opt/envs/{tool} -c defaults hello tool")
+            assert run(workstation, f"/opt/envs/{tool}/bin/hello") == "hello from the mirror\n"
+            run(workstation, f"{create} -p /opt/envs/{tool}-cloud -c conda-forge hello")
+            assert run(workstation, f"/opt/envs/{tool}-cloud/bin/hello") == "hello from the cloud\n"
+
+
+def test_second_sync_has_nothing_to_do(server: Any) -> None:
+    # What is served: the engine's own state is hidden.
+    listing = r"find /srv/mirror/conda -name '.?*' -prune -o -type f -printf '%p %s %T@\n' | sort"
+    before = run(server, listing)
+    run(server, "lanmirror-conda-sync logged")
+    assert "in sync: 0 files fetched, 0 deleted, 0 failures" in run(server, f"tail -n 1 {LOG}")
+    assert run(server, listing) == before
+
+
+# ---- without the outside --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cut_off")
+def test_both_install_with_the_upstream_cut_off(workstation: Any, server: Any) -> None:
+    assert not connects(server, address("upstream", "outside"))
+    # devpi forgets which pages are fresh, so it asks for each of them again, in vain.
+    run(server, "systemctl restart devpi")
+    wait("devpi", 60, lambda: _answers("/root/pypi/+simple/idna/"))
+    pip_install(workstation, "/opt/offline", PACKAGES)
+    assert run(workstation, "/opt/offline/bin/python -c 'import numpy; print(numpy.arange(4).sum())'").strip() == "6"
+
+    conda_install(workstation, "offline", "defaults conda-forge", "hello ==1.0")
+    assert run(workstation, "/opt/envs/offline/bin/hello") == "hello from the mirror\n"
+
+    assert server.run("lanmirror-conda-sync logged").rc == 5  # documented: the upstream cannot be reached
+    assert "hello-1.0-0.conda" in get("/anaconda/pkgs/main/linux-64/repodata.json").text
+
+
+def _answers(path: str) -> bool:
+    try:
+        return requests.get(url(path), timeout=30).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+# ---- life on the server ---------------------------------------------------------------------------------------
+
+
+def test_root_password_of_devpi_is_nowhere_to_be_seen(server: Any) -> None:
+    password = run(server, "cat /etc/devpi/root-password").strip()
+    assert len(password) >= 20
+    assert server.file("/etc/devpi/root-password").mode == 0o600
+    assert password not in run(server, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    assert password not in run(server, "cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' ' '")
+    assert password not in run(server, "journalctl --no-pager")
+    anonymous = requests.put(url("/somebody"), json={"password": "something-long"}, timeout=30)
+    assert anonymous.status_code == 403
+
+
+@pytest.mark.parametrize("unit", ["devpi", "nginx", "cron"])
+def test_unit_comes_back_after_a_restart(server: Any, unit: str) -> None:
+    run(server, f"systemctl restart {unit}")
+    assert server.service(unit).is_running
+    assert server.service(unit).is_enabled
+    wait(unit, 60, lambda: _answers("/root/pypi/+simple/idna/") and _answers("/anaconda/"))
+
+
+def test_unit_comes_back_after_a_kill(server: Any) -> None:
+    before = run(server, "systemctl show --property MainPID devpi")
+    run(server, "systemctl kill --signal=SIGKILL --kill-whom=main devpi")
+    wait("devpi after a kill", 60, lambda: _answers("/root/pypi/+simple/idna/"))
+    assert run(server, "systemctl show --property MainPID devpi") != before
+
+
+def test_all_comes_back_after_a_reboot(server: Any, workstation: Any) -> None:
+    docker("restart", "--time", "30", container("server"))
+    wait("systemd", 60, lambda: server.run("systemctl is-system-running").stdout.strip() == "running")
+    for unit in ("devpi", "nginx", "cron"):
+        assert server.service(unit).is_running, unit
+    wait("the site", 60, lambda: _answers("/root/pypi/+simple/idna/"))
+    pip_install(workstation, "/opt/rebooted", ["idna", "attrs"])
+    conda_install(workstation, "rebooted", "defaults", "hello")
+    assert run(workstation, "/opt/envs/rebooted/bin/hello") == "hello from the mirror\n"
+
+
+# ---- the workstation's own settings ---------------------------------------------------------------------------
+
+
+def test_settings_of_the_workstation_stay_and_ours_go_again(workstation: Any, playbook: Playbook) -> None:
+    python = "/opt/client/bin/python -c"
+    pip = run(workstation, "/opt/client/bin/pip config list")
+    assert "global.timeout='20'" in pip
+    assert "install.no-warn-script-location='true'" in pip
+    assert f"global.index-url='{SITE}/root/pypi/+simple/'" in pip
+    condarc = json.loads(
+        run(
+            workstation,
+            f"{python} 'import json, yaml; print(json.dumps(yaml.safe_load(open(\"/etc/conda/.condarc\"))))'",
+        )
+    )
+    assert condarc["auto_update_conda"] is False
+    assert condarc["custom_channels"] == {
+        "biology": "http://192.0.2.99/channels",
+        "conda-forge": f"{SITE}/anaconda/cloud",
+    }
+    assert condarc["default_channels"] == [f"{SITE}/anaconda/pkgs/main", f"{SITE}/anaconda/pkgs/r"]
+
+    done = playbook("playbooks/clients.yml", "-e", "client_state=absent")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert workstation.file("/etc/pip.conf").content == (FILES / "pip.conf").read_bytes()
+    assert workstation.file("/etc/conda/.condarc").content == (FILES / "condarc").read_bytes()
+    done = playbook("playbooks/clients.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert run(workstation, "/opt/client/bin/pip config list") == pip
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"conda_mirror_arches": ["noarch", "linux-65"]}, r"arches is 'linux-65'.*did you mean linux-64"),
+        ({"conda_mirror_repos": "main"}, r"repos is 'main'.*a list"),
+        ({"lanmirror_server_url": "mirror.lan"}, r'client_server_url is "mirror\.lan".*scheme'),
+        ({"devpi_upstream": "custom", "devpi_mirror_url": "mirror.example.org/simple"}, r"devpi_mirror_url.*https://"),
+        ({"conda_mirror_cron_minute": "61"}, r"conda_mirror_cron_minute.*61.*59"),
+        ({"conda_mirror_min_free_gib": 1_000_000}, r"conda_mirror_min_free_gib is 1000000.*GiB free"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_variable_stops_everything_before_a_host_is_touched(
+    playbook: Playbook, wrong: dict[str, Any], message: str
+) -> None:
+    done = playbook("site.yml", "-e", json.dumps(wrong))
+    output = " ".join(done.stdout.split())
+    assert done.returncode != 0
+    assert re.search(message, output), done.stdout
+    assert done.stdout.count("[ERROR]: ") + done.stderr.count("[ERROR]: ") == 1, done.stdout + done.stderr
+    assert set(re.findall(r"changed=(\d+)", done.stdout)) == {"0"}
+    assert "PLAY [PyPI cache]" not in done.stdout

@@ -1,0 +1,130 @@
+"""What every role keeps to: specs that say what the defaults say, templates that name their owner, pages that agree."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from docs import generate
+from tests.roles.render import ROLES, ROOT, defaults, specs
+
+# Required options of an entry point have no default; those of `main` and `preflight` all have one.
+CHECKED = ("main", "preflight")
+
+
+def files(pattern: str) -> list[Path]:
+    return sorted(path for path in ROOT.glob(pattern) if path.is_file())
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("entry_point", CHECKED)
+def test_specs_say_what_the_defaults_say(role: str, entry_point: str) -> None:
+    options = specs(role)[entry_point]["options"]
+    assert {option: spec.get("default") for option, spec in options.items()} == defaults(role)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_public_variables_carry_the_name_of_their_role(role: str) -> None:
+    assert [variable for variable in defaults(role) if not variable.startswith(f"{role}_")] == []
+    internal = yaml.safe_load((ROOT / "roles" / role / "vars/main.yml").read_text())
+    assert [variable for variable in internal if not variable.startswith(f"__{role}_")] == []
+
+
+def explained(path: Path) -> list[str]:
+    """Return the top-level keys of a YAML file that no comment precedes."""
+    bare, before = [], ""
+    for line in path.read_text().splitlines():
+        if re.match(r"[a-z_]+:", line) and not before.startswith("#"):
+            bare.append(line)
+        if line.strip() and not line.startswith((" ", "-")):
+            before = line
+        elif not line.strip():
+            before = ""
+    return bare
+
+
+@pytest.mark.parametrize("path", files("roles/*/defaults/main.yml"), ids=name)
+def test_each_default_has_its_sentence(path: Path) -> None:
+    assert explained(path) == []
+
+
+@pytest.mark.parametrize("path", files("roles/*/templates/**/*"), ids=name)
+def test_each_template_says_who_manages_it(path: Path) -> None:
+    head = [line for line in path.read_text().splitlines() if not line.startswith(("#!", "<!DOCTYPE"))]
+    assert re.fullmatch(r"\{\{ ansible_managed \| comment(\('\w+'\))? \}\}", head[0])
+
+
+def tasks(data: Any) -> list[dict[str, Any]]:
+    """Return every task of a list of tasks, those in blocks too."""
+    found: list[dict[str, Any]] = []
+    for task in data or []:
+        found.append(task)
+        for part in ("block", "rescue", "always"):
+            found += tasks(task.get(part))
+    return found
+
+
+@pytest.mark.parametrize("path", files("roles/*/tasks/*.yml"), ids=name)
+def test_tags_stand_only_in_playbooks(path: Path) -> None:
+    assert [task["name"] for task in tasks(yaml.safe_load(path.read_text())) if "tags" in task] == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_main_only_imports(role: str) -> None:
+    for task in yaml.safe_load((ROOT / "roles" / role / "tasks/main.yml").read_text()):
+        assert set(task) <= {"name", "ansible.builtin.import_tasks", "ansible.builtin.include_tasks", "when"}
+
+
+@pytest.mark.parametrize("path", files("roles/*/**/*.yml"), ids=name)
+def test_roles_read_no_variable_of_another(path: Path) -> None:
+    role = path.relative_to(ROOT / "roles").parts[0]
+    # The entry point `site` of role nginx is called with its own options.
+    text = re.sub(r"nginx_site_\w+:", "", path.read_text())
+    others = {variable for other in ROLES if other != role for variable in defaults(other)}
+    assert {word for word in re.findall(r"\w+", text) if word in others} == set()
+
+
+@pytest.mark.parametrize("path", files("inventory.example/group_vars/*.yml"), ids=name)
+def test_inventory_example_sets_what_there_is(path: Path) -> None:
+    known = {variable for role in ROLES for variable in defaults(role)}
+    for variable in yaml.safe_load(path.read_text()):
+        assert variable in known or variable.startswith("lanmirror_"), variable
+
+
+def test_inventory_example_agrees_with_itself_about_what_workstations_find() -> None:
+    group_vars = ROOT / "inventory.example/group_vars"
+    server = yaml.safe_load((group_vars / "conda_mirror.yml").read_text())
+    client = yaml.safe_load((group_vars / "clients.yml").read_text())
+    assert set(client["client_conda_repos"]) <= set(server["conda_mirror_repos"])
+    cloud = {entry.rpartition("/")[0] for entry in server["conda_mirror_cloud"]}
+    assert set(client["client_conda_channels"]) <= cloud
+
+
+def test_page_of_variables_is_up_to_date() -> None:
+    assert generate.PAGE.read_text() == generate.page(), "run `make docs`"
+
+
+def blocks(path: Path) -> list[str]:
+    """Return the blocks of code of a page, without the comments in them, which are translated."""
+    found = re.findall(r"^```\w*\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
+    return [re.sub(r"(?m)\s+# .*$", "", block) for block in found]
+
+
+def commands(path: Path) -> list[str]:
+    """Return what a page sets as code in its text."""
+    text = re.sub(r"^```\w*\n.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return sorted(re.findall(r"`([^`]+)`", text))
+
+
+def test_readme_says_the_same_in_both_languages() -> None:
+    english, chinese = ROOT / "README.md", ROOT / "README.zh-CN.md"
+    assert blocks(english)[1:] == blocks(chinese)[1:]
+    assert commands(english) == commands(chinese)
