@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lanmirror_sync import status
 from lanmirror_sync.config import Config, ConfigError, load
 from lanmirror_sync.fetch import Fetcher, UnreachableError
 from lanmirror_sync.memory import Memory
@@ -160,20 +161,29 @@ def _plan(config: Config, arguments: argparse.Namespace, progress: PlainProgress
 
 
 def _sync(config: Config, arguments: argparse.Namespace, progress: PlainProgress | TerminalProgress) -> int:
-    """Run a sync and log one line that sums it up."""
+    """Run a sync, tell the outside, and log one line that sums it up."""
     store = Store(config.working_dir)
-    started = time.monotonic()
+    began, started = time.time(), time.monotonic()
     store.create()
     with store.locked(), Memory(store.memory_file) as memory, Fetcher(config, progress.received) as fetcher:
         options = Options(arguments.only, arguments.delete, arguments.accept_older)
         run = Run(config, options, store, memory, fetcher=fetcher, progress=progress)
-        run.sync()
-    report = run.report
+        report = run.report
+        status.write(config, store, memory, status.Outcome(status.RUNNING, began, report))
+        error, result = "it was ended from outside", status.FAILED
+        try:
+            run.sync()
+        except (NoRoomError, UnreachableError, OSError) as failure:
+            error = str(failure)
+            raise
+        else:
+            error, result = "", status.INCOMPLETE if report.failed else status.IN_SYNC
+        finally:
+            status.write(config, store, memory, status.Outcome(result, began, report, error))
     spent = time.monotonic() - started
     log.info(
         "%s: %d files fetched (%.2f GiB, %.1f MB/s), %d deleted, %d failures, %d of %d subdirs unchanged, %.1f s",
-        "incomplete" if report.failed else "in sync",
-        report.fetched, report.received / GIB, report.received / 1e6 / max(spent, 0.001), report.deleted,
+        result, report.fetched, report.received / GIB, report.received / 1e6 / max(spent, 0.001), report.deleted,
         report.failed, len(report.unchanged), report.asked, spent,
     )  # fmt: skip
     return INCOMPLETE if report.failed else OK

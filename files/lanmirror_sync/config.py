@@ -102,6 +102,11 @@ class Subdir:
     index_urls: tuple[str, ...]
 
     @property
+    def url(self) -> str:
+        """Where its index is to be had first."""
+        return self.index_urls[0]
+
+    @property
     def channel(self) -> PurePosixPath:
         """The channel's path below the working directory."""
         return self.path.parent

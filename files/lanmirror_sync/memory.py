@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Memory:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._unflushed = False
         # `plan` may look at a mirror that is not there yet, and must not make it.
         self._connection = self._connect() if file.parent.is_dir() else sqlite3.connect(":memory:")
         with self._errors():
@@ -52,8 +53,16 @@ class Memory:
         """Let go of the file; what was not committed is forgotten."""
         self._connection.close()
 
-    def commit(self) -> None:
-        """Make what was told so far last."""
+    def commit(self, flush: Callable[[], None]) -> None:
+        """Make what was told so far last.
+
+        Args:
+            flush: brings the bytes of files to the disk; called where some were verified since the last time, so
+                that a power cut leaves no file remembered as verified whose bytes never arrived.
+        """
+        if self._unflushed:
+            flush()
+            self._unflushed = False
         with self._errors():
             self._connection.commit()
 
@@ -66,6 +75,7 @@ class Memory:
 
     def verify(self, folder: str, files: Iterable[tuple[str, int, int, bytes]]) -> None:
         """Remember that the bytes of files were verified; see `verified`."""
+        self._unflushed = True
         with self._errors():
             self._connection.executemany(
                 "INSERT OR REPLACE INTO verified VALUES (?, ?, ?, ?, ?)", ((folder, *file) for file in files)

@@ -110,7 +110,7 @@ class Publisher:
 
     def former(self, path: PurePosixPath, lost: Collection[str]) -> Index:
         """Return the served records of packages, as far as the bytes they describe are here."""
-        served = self.served(path) if lost else None
+        served = self.served(path, only=lost) if lost else None
         if served is None:
             return NOTHING
         wanted = set(lost) & served.packages.keys()
@@ -119,11 +119,11 @@ class Publisher:
             {name for name in wanted if verified.get(name) == bytes.fromhex(served.packages[name].digest)}
         )
 
-    def served(self, path: PurePosixPath) -> Index | None:
-        """Return the index that is served; None where there is none, or it is damaged."""
+    def served(self, path: PurePosixPath, only: Collection[str] | None = None) -> Index | None:
+        """Return the index that is served, or a few of its packages; None where there is none, or it is damaged."""
         file = self._store.path(path / "repodata.json")
         try:
-            return repodata.parse(file.read_bytes())
+            return repodata.parse(file.read_bytes(), only)
         except FileNotFoundError:
             return None
         except RepodataError as error:

@@ -180,7 +180,7 @@ class Survey:
     def _unchanged(self, path: PurePosixPath, fact: Mapping[str, Any]) -> None:
         """See to the little that is to be done for a subdir that did not change."""
         self._report.unchanged[str(path)] = fact["held"]
-        for message in fact["failures"]:
+        for message in fact["refused"]:
             self._report.fail(str(path), message)
         self.unchanged.append(path)
 

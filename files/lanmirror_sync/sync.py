@@ -85,7 +85,7 @@ class Run:
         for path in self._survey.unchanged:
             orphans = self._memory.orphans(str(path))
             self._sweep(path, orphans, self.report.unchanged[str(path)] + len(orphans))
-            self._note(path, checked=time.time(), stamps=stamps(self._store, path))
+            self._note(path)
         channels = {task.subdir.channel for task in tasks}
         self._publish_empty_noarch(channels)
         self._publish_channeldata(channels)
@@ -178,12 +178,10 @@ class Run:
         self._memory.verify(owner, [(name, landed.size, landed.mtime_ns, bytes.fromhex(landed.digest))])
 
     def _checkpoint(self, *, now: bool = False) -> None:
-        """Remember for good what was verified, once its bytes are on the disk."""
-        if not now and time.monotonic() < self._checkpoint_due:
-            return
-        self._store.flush_all()
-        self._memory.commit()
-        self._checkpoint_due = time.monotonic() + CHECKPOINT_SECONDS
+        """Remember for good what was verified."""
+        if now or time.monotonic() >= self._checkpoint_due:
+            self._memory.commit(self._store.flush_all)
+            self._checkpoint_due = time.monotonic() + CHECKPOINT_SECONDS
 
     # ---- what is served --------------------------------------------------------------------------------
 
@@ -212,11 +210,9 @@ class Run:
             last_modified=task.sent.validators.last_modified, sha256=task.sent.sha256, form=task.sent.form,
             exclude=list(self._config.exclude), recipe=RECIPE,
             complete=not task.failed and not current_failure and not exports_failure,
-            stamps=stamps(self._store, path), held=len(sizes), bytes=sum(sizes), missing=missing,
-            failures=self.report.failures.get(str(path), []), refused=task.refused, checked=time.time(),
-            published=time.time(),
+            held=len(sizes), bytes=sum(sizes), missing=missing, refused=task.refused, published=time.time(),
         )  # fmt: skip
-        self._memory.commit()
+        self._checkpoint(now=True)
         log.info(
             "%s: published, %d packages%s%s", path, len(sizes),
             f", {len(task.plan.excluded)} excluded" if task.plan.excluded else "",
@@ -252,9 +248,13 @@ class Run:
             return self._store.path(task.path / "repodata.json.bz2").exists()
 
     def _note(self, path: PurePosixPath, **changes: Any) -> None:
-        """Remember how a subdir stands."""
-        key = f"{FACT}{path}"
-        self._memory.note(key, {**self._memory.fact(key), **changes})
+        """Remember how a subdir stands at the end of its part of the run."""
+        key, now = f"{FACT}{path}", time.time()
+        fact = {**self._memory.fact(key), **changes}
+        failures = self.report.failures.get(str(path), [])
+        if fact["complete"] and not failures:
+            fact["succeeded"] = now
+        self._memory.note(key, {**fact, "checked": now, "failures": failures, "stamps": stamps(self._store, path)})
 
     def _publish_empty_noarch(self, channels: Iterable[PurePosixPath]) -> None:
         """Serve an empty `noarch` where the upstream has none: conda fails on a channel without it (CEP 26)."""

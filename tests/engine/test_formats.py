@@ -191,6 +191,12 @@ def test_what_the_upstream_has_no_longer_is_obsolete(tmp_path: Path) -> None:
     assert set(published.obsolete) == set(formats.INDEX_FILES) - FULL - {"repodata_shards.msgpack.zst"}
 
 
+def test_bzip2_can_be_left_out(tmp_path: Path) -> None:
+    published = publish(DOCUMENT, tmp_path / "all", bz2=False)
+    assert served.documents(tmp_path / "all").keys() == FULL - {"repodata.json.bz2"}
+    assert "repodata.json.bz2" in published.obsolete
+
+
 def test_run_exports_are_those_of_what_is_published(tmp_path: Path) -> None:
     exports = {
         "info": {"subdir": "linux-64", "version": 0, "base_url": "https://elsewhere.example.org/"},
