@@ -198,7 +198,9 @@ class Survey:
             log.info("%s: %r is left out: %s", path, name, reason)
         if not self._options.dry and candidate.sent.data is not None:
             self._store.write_file(self._store.index_path(path), candidate.sent.data)
-        beside = Beside(self._fetcher, subdir)
+        # From where the index came: another upstream may be down, or at another moment.
+        place, _, _ = candidate.sent.validators.url.rpartition("/")
+        beside = Beside(self._fetcher, replace(subdir, index_urls=(place,)))
         self._kept += candidate.size
         urls = subdir.urls
         if index.base_url:  # CEP 15: the packages are not beside the index

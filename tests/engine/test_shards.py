@@ -151,12 +151,12 @@ def test_a_shard_that_was_lost_is_made_again(subdir: Subdir) -> None:
 
 
 def test_another_recipe_makes_all_anew(subdir: Subdir) -> None:
-    subdir.publish(document(a=1))
-    subdir.state = State("another", subdir.state.shards, subdir.state.unused)
-    before = subdir.state.shards["a"]
-    subdir.state.shards["a"] = shards.Shard(before.source, bytes(32))
-    subdir.publish(document(a=1))
-    assert served.shard_index(subdir.path)["shards"]["a"] == before.digest
+    subdir.publish(document(a=1, b=1))
+    right = served.shard_index(subdir.path)["shards"]
+    wrong = {name: shards.Shard(shard.source, right["b"]) for name, shard in subdir.state.shards.items()}
+    subdir.state = State("another", wrong, {})
+    subdir.publish(document(a=1, b=1))
+    assert served.shard_index(subdir.path)["shards"] == right
 
 
 def test_former_shards_stay_for_a_week(subdir: Subdir) -> None:
