@@ -46,7 +46,9 @@ def test_an_upstream_that_throttles_is_left_alone_for_as_long_as_it_asks(lab: La
     lab.check()
     # Those under way when the first refusal came are excused; a single 503 may be one package's own affair.
     early = [round(at - times[0], 3) for at in times if at - times[0] < 0.9]
-    assert len(early) <= lab.settings["jobs"] + (2 if status == 503 else 0), f"requests while it asked for quiet: {early}"
+    assert len(early) <= lab.settings["jobs"] + (2 if status == 503 else 0), (
+        f"requests while it asked for quiet: {early}"
+    )
     assert times[-1] - times[0] < 10
 
 
