@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lanmirror_sync.plan import Known
+from lanmirror_sync.repodata import Package
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS verified (
@@ -159,7 +160,9 @@ def _number(error: sqlite3.Error) -> int:
 
 
 def known_files(
-    files: Iterable[tuple[str, int, int]], verified: Iterable[tuple[str, int, int, bytes]]
+    files: Iterable[tuple[str, int, int]],
+    verified: Iterable[tuple[str, int, int, bytes]],
+    packages: Mapping[str, Package] | None = None,
 ) -> dict[str, Known]:
     """Return what is known of each file of a folder, by name; see `plan.Known`.
 
@@ -167,10 +170,13 @@ def known_files(
         files: name, size and mtime_ns of the files that are there.
         verified: name, size, mtime_ns and digest of those that were verified. A file that was touched since
             is one of which nothing is known.
+        packages: those of the index. Where one has another size than the file, the file is not it, whatever
+            the hash says: a client would refuse it.
     """
     found: dict[str, Any] = {name: (size, mtime_ns) for name, size, mtime_ns in files}
     for name, size, mtime_ns, digest in verified:
-        if found.get(name) == (size, mtime_ns):
+        package = packages.get(name) if packages else None
+        if found.get(name) == (size, mtime_ns) and (package is None or package.size in (None, size)):
             found[name] = digest
     for name, known in found.items():
         if isinstance(known, tuple):

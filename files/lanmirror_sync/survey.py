@@ -187,7 +187,7 @@ class Survey:
     def _task(self, subdir: Subdir, candidate: Candidate) -> Task:
         """Plan what a subdir needs."""
         path, index = subdir.path, candidate.index
-        known = known_files(self._store.files(path), self._memory.verified(str(path)))
+        known = known_files(self._store.files(path), self._memory.verified(str(path)), index.packages)
         rough = plan(index.packages, known, self._config.exclude)
         del known
         settled = rough if self._options.dry else self._resolve(path, rough)
