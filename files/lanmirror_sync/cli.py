@@ -20,11 +20,12 @@ from lanmirror_sync.report import discreet
 from lanmirror_sync.store import LockedError, Store
 from lanmirror_sync.survey import Options
 from lanmirror_sync.sync import NoRoomError, Run
+from lanmirror_sync.verify import Verification
 
 EXIT_CODES = """\
 exit codes:
-  0  in sync
-  1  some packages could not be had, and the published index names none of them
+  0  in sync; verify: everything is as it should be, or was repaired
+  1  some packages could not be had, and the published index names none of them; verify: something is wrong
   2  the configuration is wrong
   3  another run holds the lock
   4  too little disk
@@ -45,8 +46,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "command", nargs="?", default="sync", choices=["sync", "plan"],
-        help="sync: bring the mirror up to the upstream (the default); plan: only say what that would fetch",
+        "command", nargs="?", default="sync", choices=["sync", "plan", "verify"],
+        help="sync: bring the mirror up to the upstream (the default); plan: only say what that would fetch; "
+        "verify: hash everything again, and hold the served indexes against what is there",
     )  # fmt: skip
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="the YAML configuration")
     parser.add_argument("--working-dir", type=Path, metavar="DIR", help="instead of the configuration's working_dir")
@@ -65,6 +67,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--accept-older", action="store_true", help="publish the upstream's index even where it is older than ours"
     )
+    parser.add_argument("--repair", action="store_true", help="with verify: fetch what is damaged or missing again")
     parser.add_argument("--check-config", action="store_true", help="check the configuration and do nothing else")
     return parser.parse_args(argv)
 
@@ -107,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
         return WRONG
     if arguments.check_config:
         return OK
-    command = _plan if arguments.command == "plan" else _sync
+    command = {"plan": _plan, "verify": _verify}.get(arguments.command, _sync)
     try:
         return command(config, arguments, progress)
     except (LockedError, NoRoomError, UnreachableError) as error:
@@ -185,5 +188,27 @@ def _sync(config: Config, arguments: argparse.Namespace, progress: PlainProgress
         "%s: %d files fetched (%.2f GiB, %.1f MB/s), %d deleted, %d failures, %d of %d subdirs unchanged, %.1f s",
         result, report.fetched, report.received / GIB, report.received / 1e6 / max(spent, 0.001), report.deleted,
         report.failed, len(report.unchanged), report.asked, spent,
+    )  # fmt: skip
+    return INCOMPLETE if report.failed else OK
+
+
+def _verify(config: Config, arguments: argparse.Namespace, progress: PlainProgress | TerminalProgress) -> int:
+    """Verify what is held, and log one line that sums it up."""
+    progress.verb = "hash"
+    store = Store(config.working_dir)
+    started = time.monotonic()
+    store.create()
+    with store.locked(), Memory(store.memory_file) as memory, Fetcher(config, progress.received) as fetcher:
+        verification = Verification(
+            config, store, memory, fetcher=fetcher, progress=progress, repair=arguments.repair
+        )  # fmt: skip
+        findings = verification.run(arguments.only)
+    report = verification.report
+    log.info(
+        "%s: %d files referenced, %d held, %d repaired, %d orphaned, %d problems left, %.1f s",
+        "incomplete" if report.failed else "verified",
+        sum(finding.referenced for finding in findings), sum(finding.held for finding in findings),
+        verification.repaired, sum(finding.orphaned for finding in findings), report.failed,
+        time.monotonic() - started,
     )  # fmt: skip
     return INCOMPLETE if report.failed else OK

@@ -100,6 +100,7 @@ class _Job:
     sink: Sink
     known: Validators
     finish: Callable[[Exchange | None, FetchError | None], None]
+    optional: bool = False
     place: int = 0
     tries: int = 0
     tried: set[int] = field(default_factory=set)
@@ -150,7 +151,13 @@ class Fetcher:
         self._wire.close()
 
     def ask(
-        self, urls: Sequence[str], *, method: str = "GET", known: Validators | None = None, limit: int = 1 << 30
+        self,
+        urls: Sequence[str],
+        *,
+        method: str = "GET",
+        known: Validators | None = None,
+        limit: int = 1 << 30,
+        optional: bool = False,
     ) -> Future[Answer]:
         """Ask for something small enough for memory, at the first of `urls` that has it.
 
@@ -162,6 +169,7 @@ class Fetcher:
             method: `GET` or `HEAD`.
             known: validators of what is held; only sent to the URL that they are of.
             limit: bytes.
+            optional: whether one place that does not have it is enough to believe that there is none.
         """
         future: Future[Answer] = Future()
         sink = MemorySink(limit)
@@ -176,7 +184,7 @@ class Fetcher:
             body = None if exchange.status == NOT_MODIFIED else sink.data
             future.set_result(Answer(body, validators, int(length) if length.isdecimal() else None))
 
-        self._submit(_Job(urls, method, sink, known or Validators(), finish))
+        self._submit(_Job(urls, method, sink, known or Validators(), finish, optional))
         return future
 
     def fetch(self, small: Iterator[Download], big: Iterator[Download]) -> Iterator[Done]:
@@ -355,7 +363,9 @@ class Fetcher:
         (job.missing if isinstance(error, MissingError) else job.tried).add(job.place)
         if not isinstance(error, MissingError) or job.error is None:
             job.error = error
-        if len(job.missing | job.tried) < len(job.urls):
+        if job.optional and isinstance(error, MissingError):
+            job.finish(None, error)
+        elif len(job.missing | job.tried) < len(job.urls):
             self._ready.append(job)
         elif not job.tried or job.tries >= self._config.retries:
             job.finish(None, job.error if job.tried else error)

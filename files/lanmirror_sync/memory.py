@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from lanmirror_sync.repodata import Package
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS verified (
-    folder TEXT, name TEXT, size INTEGER, mtime_ns INTEGER, digest BLOB, PRIMARY KEY (folder, name)
+    folder TEXT, name TEXT, size INTEGER, mtime_ns INTEGER, digest BLOB, checked REAL, PRIMARY KEY (folder, name)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS orphan (folder TEXT, name TEXT, since REAL, PRIMARY KEY (folder, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS fact (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -76,11 +77,20 @@ class Memory:
 
     def verify(self, folder: str, files: Iterable[tuple[str, int, int, bytes]]) -> None:
         """Remember that the bytes of files were verified; see `verified`."""
-        self._unflushed = True
+        self._unflushed, now = True, time.time()
         with self._errors():
             self._connection.executemany(
-                "INSERT OR REPLACE INTO verified VALUES (?, ?, ?, ?, ?)", ((folder, *file) for file in files)
+                "INSERT OR REPLACE INTO verified VALUES (?, ?, ?, ?, ?, ?)",
+                ((folder, *file, now) for file in files),
             )
+
+    def checked_since(self, folder: str, since: float) -> dict[str, bytes]:
+        """Return the digests of the files of a folder that were verified since then (Unix time, seconds), by name."""
+        with self._errors():
+            rows = self._connection.execute(
+                "SELECT name, digest FROM verified WHERE folder = ? AND checked >= ?", (folder, since)
+            )
+            return dict(rows)
 
     def forget(self, folder: str, names: Iterable[str]) -> None:
         """Forget that files were verified."""

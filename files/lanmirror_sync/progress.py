@@ -20,7 +20,13 @@ log = logging.getLogger(__name__)
 
 
 class PlainProgress:
-    """A line a minute, for a log file."""
+    """A line a minute, for a log file.
+
+    Attributes:
+        verb: what is done with the files.
+    """
+
+    verb = "fetch"
 
     def __init__(self) -> None:
         self._files = self._size = self._done = self._received = 0
@@ -31,7 +37,7 @@ class PlainProgress:
         self._files += files
         self._size += size
         if files:
-            log.info("%s: to fetch: %d files, %.2f GiB", owner, files, size / GIB)
+            log.info("%s: to %s: %d files, %.2f GiB", owner, self.verb, files, size / GIB)
 
     def received(self, owner: str, size: int) -> None:
         """See `report.Progress`."""
@@ -47,8 +53,8 @@ class PlainProgress:
         rate = self._received / (now - self._began)
         left = (self._size - self._received) / rate / SECONDS_A_MINUTE if rate else 0
         log.info(
-            "fetched %d of %d files, %.2f of %.2f GiB, %.1f MB/s, %.0f min left",
-            self._done, self._files, self._received / GIB, self._size / GIB, rate / 1e6, left,
+            "%sed %d of %d files, %.2f of %.2f GiB, %.1f MB/s, %.0f min left",
+            self.verb, self._done, self._files, self._received / GIB, self._size / GIB, rate / 1e6, left,
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -56,7 +62,13 @@ class PlainProgress:
 
 
 class TerminalProgress:
-    """A bar for each channel, and for each folder of installers, with files, bytes, rate and time left."""
+    """A bar for each channel, and for each folder of installers, with files, bytes, rate and time left.
+
+    Attributes:
+        verb: see `PlainProgress`.
+    """
+
+    verb = "fetch"
 
     def __init__(self, console: Console) -> None:
         # Loaded where there is a terminal: it takes longer than a whole run that finds nothing new.

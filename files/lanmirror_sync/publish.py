@@ -113,10 +113,9 @@ class Publisher:
         served = self.served(path, only=lost) if lost else None
         if served is None:
             return NOTHING
-        wanted = set(lost) & served.packages.keys()
-        verified = {name: digest for name, _, _, digest in self._memory.verified(str(path)) if name in wanted}
+        verified = {name: digest for name, _, _, digest in self._memory.verified(str(path)) if name in lost}
         return served.pick(
-            {name for name in wanted if verified.get(name) == bytes.fromhex(served.packages[name].digest)}
+            {name for name, package in served.packages.items() if verified.get(name) == bytes.fromhex(package.digest)}
         )
 
     def served(self, path: PurePosixPath, only: Collection[str] | None = None) -> Index | None:

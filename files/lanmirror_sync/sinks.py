@@ -6,14 +6,14 @@ a range request (RFC 9110, 13.1.5 and 14).
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
+from lanmirror_sync.store import hasher_of
 from lanmirror_sync.wire import BUFFER, Exchange
 
 OK, PARTIAL_CONTENT = 200, 206
@@ -141,7 +141,7 @@ class FileSink:
         self._download = download
         self._on_bytes = on_bytes
         self._validator = download.partial.with_name(f"{download.partial.name}.from")
-        self._hasher = self._new_hasher()
+        self._hasher = hasher_of(self._download.expected.algorithm)
         self._done = 0
         self._file: IO[bytes] | None = None
         self._from = ("", "")
@@ -283,8 +283,5 @@ class FileSink:
     def _forget(self) -> None:
         # What was counted as received will come once more.
         self._on_bytes(self._download.owner, -self._done)
-        self._hasher = self._new_hasher()
+        self._hasher = hasher_of(self._download.expected.algorithm)
         self._done = 0
-
-    def _new_hasher(self) -> Any:
-        return hashlib.new(self._download.expected.algorithm, usedforsecurity=False)

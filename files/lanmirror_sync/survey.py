@@ -26,6 +26,8 @@ from lanmirror_sync.upstream import Beside, Candidate, Search, Sent, older, unpa
 
 # Parsed indexes of so many bytes are kept until they are published; further ones are read again.
 KEPT_BYTES = 1 << 27
+# So many files are hashed between two notes of which of them are right.
+HASHED_AT_ONCE = 10_000
 FACT = "subdir/"
 
 log = logging.getLogger(__name__)
@@ -156,7 +158,7 @@ class Survey:
         self._report.fail(str(path), message)
         if not self._options.dry:
             key = f"{FACT}{path}"
-            self._memory.note(key, {**self._memory.fact(key), "failures": [message], "failed": time.time()})
+            self._memory.note(key, {**self._memory.fact(key), "failures": self._report.failures[str(path)]})
 
     def _is_older(self, path: PurePosixPath, fact: Mapping[str, Any], sent: Sent, data: bytes) -> bool:
         if not fact.get("sha256") or sent.sha256 == fact["sha256"]:
@@ -222,15 +224,18 @@ class Survey:
         held = size = 0
         wrong = []
         with ThreadPoolExecutor(cores()) as pool:
-            for package, good in zip(rough.check, pool.map(right, rough.check), strict=True):
-                if not good:
-                    wrong.append(package)
-                    continue
-                held += 1
-                size += package.size or 0
-                status = self._store.path(path / package.file_name).stat()
-                row = (package.file_name, status.st_size, status.st_mtime_ns, bytes.fromhex(package.digest))
-                self._memory.verify(str(path), [row])
+            for start in range(0, len(rough.check), HASHED_AT_ONCE):
+                batch = rough.check[start : start + HASHED_AT_ONCE]
+                for package, good in zip(batch, pool.map(right, batch), strict=True):
+                    if not good:
+                        wrong.append(package)
+                        continue
+                    held += 1
+                    size += package.size or 0
+                    status = self._store.path(path / package.file_name).stat()
+                    row = (package.file_name, status.st_size, status.st_mtime_ns, bytes.fromhex(package.digest))
+                    self._memory.verify(str(path), [row])
+                self._memory.commit(self._store.flush_all)
         return replace(
             rough, held=rough.held + held, held_bytes=rough.held_bytes + size, check=(),
             replace=(*rough.replace, *wrong),

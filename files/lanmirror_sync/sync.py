@@ -274,7 +274,7 @@ class Run:
                 arch: State.decode(file.read_bytes()).shards.keys() for arch, file in files.items() if file.exists()
             }
             try:
-                data = formats.channeldata(self._fetcher.ask(urls).result().data or b"", names)
+                data = formats.channeldata(self._fetcher.ask(urls, optional=True).result().data or b"", names)
             except MissingError:
                 self._store.remove(channel / "channeldata.json")
             except (FetchError, RepodataError) as error:

@@ -123,7 +123,7 @@ class Extra:
         self._fetcher = fetcher
         self._urls = [f"{url}/{name}" for url in subdir.index_urls]
         self._found: Future[tuple[str, bytes] | None] = Future()
-        packed = fetcher.ask([f"{url}{ZST}" for url in self._urls], limit=LARGEST_SENT)
+        packed = fetcher.ask([f"{url}{ZST}" for url in self._urls], limit=LARGEST_SENT, optional=True)
         packed.add_done_callback(self._take_packed)
 
     def read(self) -> bytes | None:
@@ -139,7 +139,7 @@ class Extra:
     def _take_packed(self, answer: Future[Answer]) -> None:
         """Ask for the plain form as soon as it is known that there is no other."""
         if isinstance(answer.exception(), MissingError):
-            plain = self._fetcher.ask(self._urls, limit=LARGEST_SENT)
+            plain = self._fetcher.ask(self._urls, limit=LARGEST_SENT, optional=True)
             plain.add_done_callback(lambda answer: self._take(PLAIN, answer))
         else:
             self._take(ZST, answer)
@@ -165,7 +165,9 @@ class Beside:
     def __init__(self, fetcher: Fetcher, subdir: Subdir) -> None:
         self.current = Extra(fetcher, subdir, "current_repodata.json")
         self.run_exports = Extra(fetcher, subdir, "run_exports.json")
-        self._bz2 = fetcher.ask([f"{url}/repodata.json{BZ2}" for url in subdir.index_urls], method="HEAD")
+        self._bz2 = fetcher.ask(
+            [f"{url}/repodata.json{BZ2}" for url in subdir.index_urls], method="HEAD", optional=True
+        )
 
     def has_bz2(self) -> bool:
         """Tell whether the upstream has the index as bzip2; raises FetchError where it cannot be told."""

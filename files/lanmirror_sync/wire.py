@@ -13,6 +13,7 @@ import math
 import os
 import selectors
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -223,6 +224,7 @@ class Rate:
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
         self._clock = clock
+        self._lock = threading.Lock()
         self._debt = 0.0
         self._last = clock()
 
@@ -243,6 +245,13 @@ class Rate:
         """Do nothing for as long as the limit asks for."""
         if (seconds := self.wait_seconds()) > 0:
             time.sleep(seconds)
+
+    def pay(self, size: int) -> None:
+        """Count so many bytes and sleep for them; from any thread, and all pay together."""
+        if self._limit:
+            with self._lock:
+                self.count(size)
+                self.sleep()
 
 
 def authorities(ca_bundle: str, environ: Mapping[str, str]) -> str:
