@@ -29,7 +29,7 @@ FILES = ROOT / "files"
 SCRIPT = FILES / "anaconda_sync.py"
 PACKAGES = (".conda", ".tar.bz2")
 # Longer than any run of the tests takes on a busy machine; a run that hangs is a failure, and not for ever.
-PATIENCE = 60.0
+PATIENCE = 40.0
 SETTINGS: dict[str, Any] = {
     "repos": ["main"],
     "arches": ["noarch", "linux-64"],
@@ -46,10 +46,17 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that ended: its exit code (negative: the signal), and what it wrote."""
+    """A run that ended.
+
+    Attributes:
+        code: its exit code; negative: the signal.
+        log: what it wrote.
+        peak: the most memory that it had, in bytes.
+    """
 
     code: int
     log: str
+    peak: int
 
 
 class Engine:
@@ -67,6 +74,7 @@ class Engine:
     def start(self, argv: list[str], env: Mapping[str, str], **orders: Any) -> Running:
         """Start a run; for `orders` see the zygote."""
         output = next(self._outputs)
+        output.touch()  # a run may be killed before it gets to that
         answer = self.ask({"argv": argv, "env": {"PATH": os.environ["PATH"], **env}, "output": str(output), **orders})
         return Running(self, answer["pid"], output)
 
@@ -76,7 +84,9 @@ class Engine:
         assert self._zygote.stdout
         with self._lock:
             print(json.dumps(request), file=self._zygote.stdin, flush=True)
-            answer: dict[str, Any] = json.loads(self._zygote.stdout.readline())
+            line = self._zygote.stdout.readline()
+            assert line, "the zygote died: can the engine be imported?"
+            answer: dict[str, Any] = json.loads(line)
             return answer
 
     def close(self) -> None:
@@ -101,13 +111,30 @@ class Running:
 
     def wait(self) -> Finished:
         """Wait until it ends; one that hangs or dies of a bug is a failed test."""
-        code = self.engine.ask({"wait": self.pid, "timeout": PATIENCE})["code"]
-        text = self.output.read_text()
-        if code is None:
+        answer = self.engine.ask({"wait": self.pid, "timeout": PATIENCE})
+        if answer["code"] is None:
+            os.kill(self.pid, signal.SIGUSR1)
+            self.engine.ask({"wait": self.pid, "timeout": 1})
             self.kill()
-            raise AssertionError(f"the run hangs:\n{text}")
+            raise AssertionError(f"the run hangs:\n{self.output.read_text()}")
+        text = self.output.read_text()
         assert "Traceback" not in text, text
-        return Finished(code, text)
+        return Finished(answer["code"], text, answer["peak"])
+
+    def is_running(self) -> bool:
+        """Tell whether it has not ended yet."""
+        return Path(f"/proc/{self.pid}").exists() and " Z " not in Path(f"/proc/{self.pid}/stat").read_text()
+
+    def left_behind(self) -> list[int]:
+        """Return the processes that it started and that run on without it."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                # man 5 proc: pid (comm) state ppid pgrp session; comm may hold anything.
+                state, _, _, session = entry.read_text().rpartition(") ")[2].split()[:4]
+                if int(session) == self.pid and state != "Z":
+                    found.append(int(entry.parent.name))
+        return found
 
 
 class Lab:
@@ -169,8 +196,11 @@ class Lab:
     def problems(self, *, moving: bool = False) -> list[str]:
         """Check from outside, whatever state the last run left; return all that a client would stumble over."""
         subdirs = [subdir for subdir in self.subdirs if (self.mirror / subdir / "repodata.json").exists()]
-        found = outside.check(self.served.url, subdirs, moving=moving, rest=False).problems
-        # What stands under a name that is served has to be genuine, named by an index or not.
+        return outside.check(self.served.url, subdirs, moving=moving, rest=False).problems + self.strangers()
+
+    def strangers(self) -> list[str]:
+        """Return what stands under a served name, whether an index names it or not, and is not the upstream's."""
+        found = []
         for file in _payloads(self.mirror):
             with contextlib.suppress(FileNotFoundError):
                 if hashlib.sha256(file.read_bytes()).hexdigest() not in self.genuine:
@@ -180,7 +210,7 @@ class Lab:
     def check(self) -> outside.Findings:
         """Check a mirror at rest: no problems, every subdir there, all forms alike."""
         findings = outside.check(self.served.url, self.subdirs)
-        assert findings.problems + self.problems() == []
+        assert findings.problems + self.strangers() == []
         return findings
 
     def packages(self, subdir: str) -> set[str]:

@@ -186,7 +186,8 @@ def _shards(client: Client, folder: str, body: bytes) -> Iterator[tuple[dict[str
         problem = _problem(client, Entry(url, None, digest.hex(), ""))
         assert not problem, f"the shard {name} {problem}"
         shard = msgspec.msgpack.decode(_unzstd(client.get(url)[1]))
-        strays = {record["name"] for _, record in _records(shard)} - {name}
+        # Names of packages are the same in any case; clients ask in lower case.
+        strays = {record["name"].lower() for _, record in _records(shard)} - {name.lower()}
         assert not strays, f"the shard {name} has records of {strays}"
         yield shard, base
 

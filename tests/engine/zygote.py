@@ -5,11 +5,15 @@ One JSON object a line on standard input, one on standard output:
     {"argv", "env", "output"}                starts a run -> {"pid"}
     {..., "die_at": n}                       ... that kills itself before its n-th change of the file system
     {..., "count_to": FILE}                  ... that writes down how many changes it made
-    {"wait": pid, "timeout": seconds}        -> {"code"}: null while it still runs, negative for a signal
+    {"wait": pid, "timeout": seconds}        -> {"code", "peak"}: null while it still runs, negative for a
+                                                signal; the most memory that it had, in bytes
+
+A run is the leader of a session of its own, so that what it leaves behind can be found.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import select
@@ -46,6 +50,7 @@ class Changes:
 
 def run(request: dict[str, Any]) -> int:
     """Be the process of a run."""
+    os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)
     output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(nothing, 0)
@@ -53,6 +58,8 @@ def run(request: dict[str, Any]) -> int:
     os.dup2(output, 2)
     os.environ.clear()
     os.environ.update(request["env"])
+    # One that hangs is asked where (see `Running.wait`).
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     changes = Changes(request.get("die_at"))
     try:
         return main(request["argv"])
@@ -61,15 +68,16 @@ def run(request: dict[str, Any]) -> int:
             Path(request["count_to"]).write_text(str(changes.count))
 
 
-def wait(pid: int, timeout: float) -> int | None:
-    """Return the exit status of a run, None if it still runs after so many seconds."""
+def wait(pid: int, timeout: float) -> dict[str, int | None]:
+    """Tell how a run ended, if it does within so many seconds."""
     descriptor = os.pidfd_open(pid)
     try:
         if not select.select([descriptor], [], [], timeout)[0]:
-            return None
+            return {"code": None, "peak": None}
     finally:
         os.close(descriptor)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    _, status, usage = os.wait4(pid, 0)
+    return {"code": os.waitstatus_to_exitcode(status), "peak": usage.ru_maxrss << 10}
 
 
 def serve() -> int:
@@ -78,7 +86,7 @@ def serve() -> int:
     while line := sys.stdin.readline():
         request = json.loads(line)
         if "wait" in request:
-            answer: dict[str, Any] = {"code": wait(request["wait"], request["timeout"])}
+            answer: dict[str, Any] = wait(request["wait"], request["timeout"])
         elif pid := os.fork():
             answer = {"pid": pid}
         else:

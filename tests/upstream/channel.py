@@ -57,6 +57,32 @@ def build(spec: Spec, channel: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / spec.file_name
     target.unlink(missing_ok=True)
+    paths = [
+        {
+            "_path": name,
+            "path_type": "hardlink",
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "size_in_bytes": len(data),
+        }
+        for name, data in spec.files.items()
+    ]
+    info = {
+        "info/index.json": json.dumps(_index_json(spec), indent=2).encode(),
+        "info/paths.json": json.dumps({"paths": paths, "paths_version": 1}, indent=2).encode(),
+        "info/files": "".join(f"{name}\n" for name in spec.files).encode(),
+        "info/about.json": json.dumps({"summary": f"{spec.name}, a package of the tests"}).encode(),
+    }
+    if spec.extension == ".conda":
+        stem = spec.file_name.removesuffix(".conda")
+        with conda_builder(stem, folder, compression_level=3) as archive:
+            _fill(archive, {**info, **spec.files})
+    else:
+        with tarfile.open(target, "w:bz2") as archive:
+            _fill(archive, {**info, **spec.files})
+    return target
+
+
+def _index_json(spec: Spec) -> dict[str, Any]:
     platform, _, machine = spec.subdir.partition("-")
     index: dict[str, Any] = {
         "name": spec.name,
@@ -72,29 +98,7 @@ def build(spec: Spec, channel: Path) -> Path:
     }
     if spec.subdir == "noarch":
         index["noarch"] = spec.noarch or "generic"
-    paths = [
-        {
-            "_path": name,
-            "path_type": "hardlink",
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "size_in_bytes": len(data),
-        }
-        for name, data in spec.files.items()
-    ]
-    info = {
-        "info/index.json": json.dumps(index, indent=2).encode(),
-        "info/paths.json": json.dumps({"paths": paths, "paths_version": 1}, indent=2).encode(),
-        "info/files": "".join(f"{name}\n" for name in spec.files).encode(),
-        "info/about.json": json.dumps({"summary": f"{spec.name}, a package of the tests"}).encode(),
-    }
-    if spec.extension == ".conda":
-        stem = spec.file_name.removesuffix(".conda")
-        with conda_builder(stem, folder, compression_level=3) as archive:
-            _fill(archive, {**info, **spec.files})
-    else:
-        with tarfile.open(target, "w:bz2") as archive:
-            _fill(archive, {**info, **spec.files})
-    return target
+    return index
 
 
 def _fill(archive: tarfile.TarFile, files: Mapping[str, bytes]) -> None:
@@ -147,6 +151,32 @@ def edit(subdir: Path, change: Mapping[str, Any] | None = None, /, **top: Any) -
             repodata[section][name] = {**repodata[section].get(name, {}), **record}
     file.write_text(json.dumps({**repodata, **top}))
     add_formats(subdir)
+
+
+def publish(channel: Path, *specs: Spec) -> list[str]:
+    """Build packages into a channel that is indexed already and add them to its indexes; return their file names.
+
+    Faster than `index`, and it leaves alone what was edited by hand. Shards are not made anew.
+    """
+    added: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        data = build(spec, channel).read_bytes()
+        added.setdefault(spec.subdir, {})[spec.file_name] = {
+            **_index_json(spec),
+            "size": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "md5": hashlib.md5(data).hexdigest(),
+        }
+    for subdir, records in added.items():
+        edit(channel / subdir, records)
+    return [spec.file_name for spec in specs]
+
+
+def retract(channel: Path, subdir: str, *file_names: str) -> None:
+    """Take packages out of a channel and out of its indexes."""
+    edit(channel / subdir, dict.fromkeys(file_names))
+    for name in file_names:
+        (channel / subdir / name).unlink()
 
 
 def noise(size: int, seed: int) -> bytes:

@@ -22,6 +22,7 @@ from . import pages
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 # Pages that the listing of a folder leaves out, as Nginx does: what begins with a dot.
 HIDDEN = "."
+ENDLESS = os.urandom(1 << 20)
 
 
 @dataclass
@@ -207,9 +208,10 @@ def _handler(upstream: Upstream) -> type[BaseHTTPRequestHandler]:
                 "Accept-Ranges": "bytes",
             }
             asked = self.headers
-            if asked.get("If-None-Match") == etag or (
+            known = asked.get("If-None-Match") == etag or (
                 "If-None-Match" not in asked and asked.get("If-Modified-Since") == headers["Last-Modified"]
-            ):
+            )
+            if known and fault == Fault(times=fault.times):
                 self._send(HTTPStatus.NOT_MODIFIED, b"", headers, fault)
                 return
             part = RANGE.fullmatch(asked.get("Range", ""))
@@ -247,7 +249,7 @@ def _handler(upstream: Upstream) -> type[BaseHTTPRequestHandler]:
             if self.command == "HEAD" or status == HTTPStatus.NOT_MODIFIED:
                 return
             while fault.endless:
-                self.wfile.write(os.urandom(1 << 16))
+                self.wfile.write(ENDLESS)
             body = body if fault.cut is None else body[: fault.cut]
             if fault.stall:
                 self.wfile.write(body[: fault.stall_at])
