@@ -9,7 +9,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ def _made(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _built(www: Path, tree: str, specs: Callable[[], Sequence[Spec]]) -> Channel:
+def _built(www: Path, tree: str, specs: Callable[[], Iterable[Spec]]) -> Channel:
     def make(folder: Path) -> None:
         for spec in specs():
             channel.build(spec, folder / CHANNEL)
@@ -82,11 +82,10 @@ def small(www: Path, count: int) -> Channel:
 def large(www: Path, count: int, mib: int) -> Channel:
     """Return a channel of packages of so many MiB each."""
 
-    def specs() -> list[Spec]:
-        return [
-            Spec(f"large{number}", subdir=SUBDIR, files={"share/large": channel.noise(mib * MIB, number)})
-            for number in range(count)
-        ]
+    def specs() -> Iterator[Spec]:
+        for number in range(count):
+            data = b"".join(channel.noise(MIB, number * mib + part) for part in range(mib))
+            yield Spec(f"large{number}", subdir=SUBDIR, files={"share/large": data})
 
     return _built(www, f"large-{count}x{mib}", specs)
 
