@@ -59,13 +59,15 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
             f"--work {options.work}: letters, digits and /._+- only, since the path stands in Nginx's settings"
         )
     options.work = options.work.absolute()
-    if os.geteuid() != 0:
-        parser.error("root's rights are needed, for network namespaces")
-    options.rounds = options.rounds or (1 if options.quick else 3)
+    options.rounds = (1 if options.quick else 3) if options.rounds is None else options.rounds
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: a whole number from 1 on")
     try:
         options.peers = [tools.other(peer) for peer in options.peer]
     except ValueError as error:
         parser.error(str(error))
+    if os.geteuid() != 0:
+        parser.error("root's rights are needed, for network namespaces")
     return options
 
 
