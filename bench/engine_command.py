@@ -66,6 +66,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         options.peers = [tools.other(peer) for peer in options.peer]
     except ValueError as error:
         parser.error(str(error))
+    taken = {"engine", "aria2c", "curl", "conda-mirror", "curl, then sha256sum"}
+    for peer in options.peers:
+        if peer.name in taken:
+            parser.error(f"--peer {peer.name}: there is a row of that name already; give it another")
+        taken.add(peer.name)
     if os.geteuid() != 0:
         parser.error("root's rights are needed, for network namespaces")
     return options

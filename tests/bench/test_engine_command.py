@@ -39,6 +39,7 @@ def test_another_tool_that_cannot_be_run_is_refused(option: str) -> None:
         (["--engine", "/nowhere"], "--engine /nowhere: has no files/anaconda_sync.py"),
         (["--markdown", "/nowhere/page.md"], "there is no folder /nowhere"),
         (["--work", "/a b"], "--work /a b: letters, digits"),
+        (["--peer", "curl=curl {url}"], "--peer curl: there is a row of that name already"),
         (["--rounds", "0"], "--rounds 0: a whole number from 1 on"),
     ],
 )
