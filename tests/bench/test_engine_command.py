@@ -83,3 +83,10 @@ def test_an_index_of_many_is_true_and_changes_as_it_says(tmp_path: Path) -> None
     assert scenarios.incomplete(many.served.folder, many.served) == ""
     assert scenarios.differs(many.served.folder, many.versions[1]) == ""
     assert scenarios.differs(many.served.folder, many.versions[2]) == "the index differs in 2 packages"
+
+
+def test_an_index_that_missed_a_patch_is_seen(tmp_path: Path) -> None:
+    many = channels.many(tmp_path / "www", 200, 2, patched=True)
+    many.serve(1)
+    assert scenarios.differs(many.served.folder, many.versions[1]) == ""
+    assert scenarios.differs(many.served.folder, many.versions[0]) == "the index differs in 100 packages"
