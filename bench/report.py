@@ -1,0 +1,107 @@
+"""Figures as Markdown: a table for each scenario, and its bars beside the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from bench.tools import Cost
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one tool took, in all its runs.
+
+    Attributes:
+        name: the tool, and how it was run.
+        costs: of each run.
+        wrong: what was wrong with a run; "" where all did what they were asked.
+    """
+
+    name: str
+    costs: Sequence[Cost]
+    wrong: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """The median time."""
+        return median(cost.seconds for cost in self.costs)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The median of the processor time, of all the tool's processes."""
+        return median(cost.cpu_seconds for cost in self.costs)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory of any run."""
+        return max(cost.peak_bytes for cost in self.costs)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What issue or contract asks for.
+
+    Attributes:
+        text: in words.
+        figure: what came out, with its unit.
+        met: whether it holds; None for a figure without a bar.
+    """
+
+    text: str
+    figure: str
+    met: bool | None
+
+
+def at_most(text: str, value: float, limit: float, unit: str) -> Bar:
+    """Return a bar that a value must not exceed."""
+    return Bar(text, f"{value:.2f} {unit}", value <= limit)
+
+
+def at_least(text: str, value: float, limit: float, unit: str) -> Bar:
+    """Return a bar that a value must reach."""
+    return Bar(text, f"{value:.2f} {unit}", value >= limit)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A scenario's outcome.
+
+    Attributes:
+        title: what was done.
+        rows: the first is the one that the others are compared with.
+        bars: what was asked for.
+        notes: paragraphs or lists to print below.
+    """
+
+    title: str
+    rows: Sequence[Row]
+    bars: Sequence[Bar] = ()
+    notes: Sequence[str] = field(default=())
+
+    def markdown(self) -> str:
+        """Return it as a section."""
+        lines = [f"## {self.title}", "", "| | median | from, to | CPU | peak memory | time ÷ first row's |"]
+        lines.append("|---|--:|--:|--:|--:|--:|")
+        first = self.rows[0].seconds
+        for row in self.rows:
+            times = [cost.seconds for cost in row.costs]
+            cells = [
+                f"{row.name} (**{row.wrong}**)" if row.wrong else row.name,
+                f"{row.seconds:.2f} s",
+                f"{min(times):.2f}, {max(times):.2f} s" if len(times) > 1 else "one run",
+                f"{row.cpu_seconds:.2f} s",
+                f"{row.peak_bytes / MIB:.0f} MiB",
+                f"{row.seconds / first:.2f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        if self.bars:
+            lines += ["", "| asked for | came out | |", "|---|--:|---|"]
+            says = {True: "met", False: "**not met**", None: ""}
+            lines += [f"| {bar.text} | {bar.figure} | {says[bar.met]} |" for bar in self.bars]
+        for note in self.notes:
+            lines += ["", note]
+        return "\n".join(lines) + "\n"

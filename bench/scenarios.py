@@ -1,0 +1,394 @@
+"""What is measured: one function for each scenario of the engine's benchmark."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from bench import channels, tools
+from bench.channels import CHANNEL, SUBDIR, Channel
+from bench.lab import FAULTS, VICTIM, Lab
+from bench.report import MIB, Bar, Result, Row, at_least, at_most
+from bench.tools import Cost, Job, Tool
+
+ENGINE_SUBDIR = Path("cloud", CHANNEL, SUBDIR)
+# A run that is stuck longer than this is said to be stuck, and ended.
+STUCK_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the scenarios have in common.
+
+    Attributes:
+        lab: the server.
+        folder: where mirrors are made; all that is in it may go.
+        engine: the engine.
+        conda_mirror: the peer of the same kind; None where it is left out.
+        others: further tools, that the command line names.
+        rounds: how often each is run.
+        quick: small sizes, to see that everything works; the figures say nothing.
+    """
+
+    lab: Lab
+    folder: Path
+    engine: Tool
+    conda_mirror: Tool | None
+    others: Sequence[Tool]
+    rounds: int
+    quick: bool
+
+    @property
+    def www(self) -> Path:
+        """Where the channels are."""
+        return self.lab.www
+
+    def run(self, tool: Tool, job: Job, *, far: bool, limit: float = tools.LIMIT_SECONDS) -> Cost:
+        """Run a tool once, after what others wrote has reached the disk."""
+        os.sync()
+        namespace, _ = self.lab.place(far=far)
+        return tools.measure(tool.command(job), self.lab.link.command(namespace), job.scratch, limit)
+
+    def job(self, name: str, channel: Channel, *, far: bool, jobs: int, listed: bool = True, prefix: str = "") -> Job:
+        """Return the job of bringing a channel to a folder of that name."""
+        base = f"{self.lab.place(far=far)[1]}{prefix}/{channel.tree}"
+        names = tuple(channel.packages()) if listed else ()
+        return Job(base, self.folder / name, self.folder / f"{name}.scratch", jobs, names)
+
+    def fresh(self, entries: Sequence[tuple[Tool, int]], channel: Channel, *, far: bool) -> dict[str, Row]:
+        """Run tools in turn, `rounds` times, each from nothing, and check what each brought.
+
+        Args:
+            entries: the tools, each with a number of connections.
+            channel: what to fetch.
+            far: whether behind the link, or beside the server.
+        """
+        several = len({jobs for _, jobs in entries}) > 1
+        costs: dict[str, list[Cost]] = {}
+        wrong: dict[str, str] = {}
+        for turn in range(self.rounds):
+            start = turn % len(entries)
+            for tool, jobs in (*entries[start:], *entries[:start]):
+                name = f"{tool.name}, {jobs} connections" if several and tool is not self.conda_mirror else tool.name
+                job = self.job("fresh", channel, far=far, jobs=jobs)
+                clear(job)
+                cost = self.run(tool, job, far=far)
+                costs.setdefault(name, []).append(cost)
+                wrong[name] = wrong.get(name) or problem(cost) or incomplete(job.folder, channel)
+                say(name, cost, wrong[name])
+                clear(job)
+        # The engine's rows first, in the order they were given, whoever began the first round.
+        order = [f"{tool.name}, {jobs} connections" for tool, jobs in entries] + [tool.name for tool, _ in entries]
+        return {name: Row(name, costs[name], wrong[name]) for name in sorted(costs, key=order.index)}
+
+
+def say(name: str, cost: Cost, wrong: str = "") -> None:
+    """Tell the person at the keyboard how it goes."""
+    print(f"  {name}: {cost.seconds:.2f} s, {cost.peak_bytes / MIB:.0f} MiB {wrong}".rstrip(), flush=True)
+
+
+def clear(job: Job) -> None:
+    """Remove what a run left."""
+    for folder in (job.folder, job.scratch):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def problem(cost: Cost) -> str:
+    """Return what is wrong with how a run ended."""
+    if cost.late:
+        return f"ended after {cost.seconds:.0f} s"
+    return f"exit code {cost.code}" if cost.code else ""
+
+
+def incomplete(folder: Path, channel: Channel) -> str:
+    """Return what is wrong with what a tool brought, wherever below the folder it put it; every byte is checked."""
+    found = {file.name: file for file in folder.rglob("*") if file.is_file()}
+    bad = 0
+    for name, record in channel.packages().items():
+        if name not in found:
+            bad += 1
+            continue
+        with found[name].open("rb") as file:
+            bad += hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]
+    return f"{bad} files missing or damaged" if bad else ""
+
+
+def over(rows: Mapping[str, Row], name: str, peer: str) -> float:
+    """Return how many times as long as a peer it took."""
+    return rows[name].seconds / rows[peer].seconds
+
+
+# ---- from nothing --------------------------------------------------------------------------------------------
+
+
+def far_packages(bench: Bench, count: int) -> Result:
+    """Fetch many small packages over a link with a round trip, over 16 and 64 connections."""
+    channel = channels.small(bench.www, count)
+    both = [bench.engine, Tool("aria2c", tools.aria2c), Tool("curl", tools.curl), *bench.others]
+    entries = [(tool, jobs) for tool in both for jobs in (16, 64)]
+    if bench.conda_mirror:
+        entries.append((bench.conda_mirror, 1))
+    rows = bench.fresh(entries, channel, far=True)
+    bars = []
+    for jobs in (16, 64):
+        mine, theirs = f"engine, {jobs} connections", f"aria2c, {jobs} connections"
+        text = f"{jobs} connections: at most 1.25 times the time of aria2c"
+        bars.append(at_most(text, over(rows, mine, theirs), 1.25, "times"))
+        bars.append(
+            Bar(
+                f"{jobs} connections: beside curl",
+                f"{over(rows, mine, theirs.replace('aria2c', 'curl')):.2f} times",
+                None,
+            )
+        )
+    if bench.conda_mirror:
+        faster = over(rows, "conda-mirror", "engine, 16 connections")
+        bars.append(at_least("at least 10 times faster than conda-mirror", faster, 10, "times"))
+    return Result(f"{count} packages of 20 to 200 KB, 60 ms round trip", list(rows.values()), bars)
+
+
+def near_packages(bench: Bench) -> Result:
+    """Fetch many small packages with no latency."""
+    count = 200 if bench.quick else 2000
+    channel = channels.small(bench.www, count)
+    all_tools = [bench.engine, Tool("aria2c", tools.aria2c), Tool("curl", tools.curl), *bench.others]
+    if bench.conda_mirror:
+        all_tools.append(bench.conda_mirror)
+    rows = bench.fresh([(tool, 16) for tool in all_tools], channel, far=False)
+    bars = [
+        at_most("not slower than aria2c", over(rows, "engine", "aria2c"), 1, "times"),
+        Bar("beside curl", f"{over(rows, 'engine', 'curl'):.2f} times", None),
+    ]
+    if bench.conda_mirror:
+        bars.append(
+            at_least("at least 5 times faster than conda-mirror", over(rows, "conda-mirror", "engine"), 5, "times")
+        )
+    return Result(f"{count} packages of 20 to 200 KB, no latency, 16 connections", list(rows.values()), bars)
+
+
+def large_packages(bench: Bench) -> Result:
+    """Fetch three large packages with no latency."""
+    mib = 20 if bench.quick else 500
+    channel = channels.large(bench.www, 3, mib)
+    all_tools = [bench.engine, Tool("curl, then sha256sum", tools.curl_then_sha256sum), *bench.others]
+    if bench.conda_mirror:
+        all_tools.append(bench.conda_mirror)
+    rows = bench.fresh([(tool, 16) for tool in all_tools], channel, far=False)
+    bars = [
+        at_most(
+            "at least the speed of curl followed by sha256sum", over(rows, "engine", "curl, then sha256sum"), 1, "times"
+        ),
+        at_most("under 100 MiB of memory", rows["engine"].peak_bytes / MIB, 100, "MiB"),
+    ]
+    return Result(f"3 packages of {mib} MiB, no latency", list(rows.values()), bars)
+
+
+def package_size(bench: Bench) -> Result:
+    """See whether memory grows with the size of a package."""
+    rows = []
+    for mib in (2, 10, 40) if bench.quick else (10, 100, 500):
+        row = next(iter(bench.fresh([(bench.engine, 16)], channels.large(bench.www, 1, mib), far=False).values()))
+        rows.append(replace(row, name=f"engine, one package of {mib} MiB"))
+    growth = (rows[-1].peak_bytes - rows[0].peak_bytes) / MIB
+    bar = at_most("memory does not grow with the size of a package (10 MiB of play)", growth, 10, "MiB more")
+    return Result("Memory and the size of a package", rows, [bar])
+
+
+# ---- again ---------------------------------------------------------------------------------------------------
+
+
+def second_run(bench: Bench) -> Result:
+    """Run again over a large subdir: unchanged, and with one package changed."""
+    count = 2000 if bench.quick else 50_000
+    many = channels.many(bench.www, count, bench.rounds + 1, patched=False)
+    many.serve(0)
+    mine, theirs = (bench.job(name, many.served, far=False, jobs=16, listed=False) for name in ("again", "again-peer"))
+    clear(mine)
+    first = bench.run(bench.engine, mine, far=False)
+    say("engine, first run", first, problem(first))
+    pairs = [(bench.engine, mine)]
+    if bench.conda_mirror:
+        clear(theirs)
+        (theirs.folder / SUBDIR).mkdir(parents=True)
+        channels.link(channels.pool(bench.www), many.versions[0], theirs.folder / SUBDIR)
+        bench.run(bench.conda_mirror, theirs, far=False)
+        pairs.append((bench.conda_mirror, theirs))
+
+    rows: dict[str, Row] = {}
+    costs: dict[str, list[Cost]] = {}
+    wrong: dict[str, str] = {}
+    for version in [0] * bench.rounds + list(range(1, bench.rounds + 1)):
+        if version:
+            many.serve(version)
+        for tool, job in pairs:
+            name = f"{tool.name}, {'one package changed' if version else 'unchanged'}"
+            cost = bench.run(tool, job, far=False)
+            costs.setdefault(name, []).append(cost)
+            folder = job.folder / (ENGINE_SUBDIR if tool is bench.engine else SUBDIR)
+            wrong[name] = wrong.get(name) or problem(cost) or differs(folder, many.versions[version])
+            say(name, cost, wrong[name])
+    rows = {name: Row(name, costs[name], wrong[name]) for name in costs}
+    rows["engine, first run"] = Row("engine, first run", [first], problem(first))
+    still, changed = rows["engine, unchanged"], rows["engine, one package changed"]
+    bars = [
+        at_most("unchanged: under 0.5 s", still.seconds, 0.5, "s"),
+        at_most("unchanged: under 80 MiB", still.peak_bytes / MIB, 80, "MiB"),
+        at_most("one package changed: under 2.5 s", changed.seconds, 2.5, "s"),
+        at_most("one package changed: under 250 MiB", changed.peak_bytes / MIB, 250, "MiB"),
+    ]
+    for job in (mine, theirs):
+        clear(job)
+    return Result(f"Second run over {count:,} packages, no latency", list(rows.values()), bars)
+
+
+def differs(folder: Path, index: Path) -> str:
+    """Return what is wrong with a mirror of a large subdir: its index, or its files by name."""
+    repodata = json.loads((folder / "repodata.json").read_bytes())
+    # conda-mirror puts all packages in one section, and adds keys to their records.
+    served = {**repodata["packages"], **repodata.get("packages.conda", {})}
+    wanted = Channel("", index).packages()
+    here = {file.name for file in folder.iterdir()}
+    strange = served.keys() ^ wanted.keys()
+    strange |= {
+        name
+        for name in served.keys() & wanted.keys()
+        if any(served[name][key] != wanted[name][key] for key in ("sha256", "size", "depends"))
+    }
+    if strange:
+        return f"the index differs in {len(strange)} packages"
+    missing = wanted.keys() - here
+    return f"{len(missing)} packages missing" if missing else ""
+
+
+def half_million(bench: Bench) -> Result:
+    """Publish the changed index of a subdir of the size of conda-forge/linux-64, its packages in place."""
+    count = 10_000 if bench.quick else 500_000
+    many = channels.many(bench.www, count, bench.rounds + 1, patched=True)
+    many.serve(0)
+    job = bench.job("half-million", many.served, far=False, jobs=16, listed=False)
+    clear(job)
+    folder = job.folder / ENGINE_SUBDIR
+    folder.mkdir(parents=True)
+    channels.link(channels.pool(bench.www), many.versions[0], folder)
+    first = bench.run(bench.engine, job, far=False)
+    say("engine, first run", first, problem(first))
+    costs, wrong, written, told = [], "", [], ""
+    for version in range(1, bench.rounds + 1):
+        many.serve(version)
+        before = shards(folder)
+        cost = bench.run(bench.engine, job, far=False)
+        costs.append(cost)
+        wrong = wrong or problem(cost) or differs(folder, many.versions[version])
+        written.append(len(shards(folder) - before))
+        told = (job.scratch / "output").read_text(errors="replace").replace(f"{bench.folder}/", "")
+        say("engine, index changed", cost, wrong)
+    unchanged = bench.run(bench.engine, job, far=False)
+    say("engine, unchanged", unchanged, problem(unchanged))
+    rows = [
+        Row("engine, a hundred records changed", costs, wrong),
+        Row("engine, unchanged", [unchanged], problem(unchanged)),
+        Row("engine, first run, which hashes what is in place", [first], problem(first)),
+    ]
+    if bench.conda_mirror:
+        theirs = bench.job("half-million-peer", many.served, far=False, jobs=1, listed=False)
+        clear(theirs)
+        (theirs.folder / SUBDIR).mkdir(parents=True)
+        channels.link(channels.pool(bench.www), many.versions[0], theirs.folder / SUBDIR)
+        cost = bench.run(bench.conda_mirror, theirs, far=False)
+        say("conda-mirror", cost, problem(cost))
+        rows.append(Row("conda-mirror, packages in place", [cost], problem(cost)))
+        clear(theirs)
+    size = (many.versions[0] / "repodata.json").stat().st_size
+    published = {
+        file.name: file.stat().st_size
+        for file in sorted(folder.iterdir())
+        if "repodata" in file.name and not file.name.startswith(".")
+    }
+    bars = [
+        at_most("all formats and shards published in under 60 s", rows[0].seconds, 60, "s"),
+        at_most("in under 1 GiB of memory", rows[0].peak_bytes / (1 << 30), 1, "GiB"),
+        Bar("only the shards that changed are made again", f"{median(written):.0f} of {len(shards(folder))}", None),
+    ]
+    notes = [
+        "Published: " + ", ".join(f"`{name}` {length / 1e6:.1f} MB" for name, length in published.items()) + ".",
+        "What the engine says of the last run:\n\n```\n" + told.strip() + "\n```",
+    ]
+    clear(job)
+    return Result(f"A changed index of {count:,} records ({size / 1e6:.0f} MB), packages in place", rows, bars, notes)
+
+
+def shards(folder: Path) -> set[str]:
+    """Return the names of the shards of a subdir."""
+    found = folder.rglob("*.msgpack.zst")
+    return {file.name for file in found if file.name != "repodata_shards.msgpack.zst"}
+
+
+# ---- one package that cannot be had ----------------------------------------------------------------------------
+
+
+def stuck_package(bench: Bench) -> Result:
+    """See what one package that cannot be had holds up."""
+    channel = channels.small(bench.www, 60 if bench.quick else 400)
+    others = [name for name in channel.packages() if name != VICTIM]
+    rows, bars, notes = [], [], []
+    usual = 0.0
+    for fault in ("", *FAULTS):
+        job = bench.job("stuck", channel, far=True, jobs=16, prefix=f"/{fault}" if fault else "")
+        job = replace(job, arches=("noarch", SUBDIR))
+        clear(job)
+        cost = bench.run(bench.engine, job, far=True, limit=STUCK_SECONDS)
+        placed = since(cost, [job.folder / ENGINE_SUBDIR / name for name in others])
+        noarch = since(cost, [job.folder / "cloud" / CHANNEL / "noarch" / "repodata.json"])
+        index = since(cost, [job.folder / ENGINE_SUBDIR / "repodata.json"])
+        name = f"one package: {fault}" if fault else "nothing wrong"
+        say(name, cost)
+        rows.append(Row(f"engine, {name}", [cost], "does not end" if cost.late else ""))
+        notes.append(
+            f"- {name}: the other packages in place after {placed}, noarch published after {noarch}, this subdir "
+            f"last after {index}; {problem(cost) or 'exit code 0'}"
+        )
+        if not fault:
+            usual = placed.seconds
+        else:
+            text = f"{fault}: the others not later than 1.25 times without it"
+            bars.append(at_most(text, placed.seconds / usual if usual else float("inf"), 1.25, "times"))
+    return Result("One package that cannot be had, 60 ms round trip, 16 connections", rows, bars, ["\n".join(notes)])
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How long after the start of a run the last of some files stood in its place; infinite where one does not."""
+
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.2f} s" if self.seconds < float("inf") else "never"
+
+
+def since(cost: Cost, files: Iterable[Path]) -> Moment:
+    """Return when the last of some files came to its place (its inode's change time, which a rename sets)."""
+    try:
+        return Moment(max(file.stat().st_ctime for file in files) - cost.began)
+    except FileNotFoundError:
+        return Moment(float("inf"))
+
+
+def all_scenarios(*, quick: bool) -> dict[str, Callable[[Bench], Result]]:
+    """Return the scenarios by the name that the command line has for them, in the order of running."""
+    few, more = (60, 200) if quick else (400, 2000)
+    return {
+        "far-400": lambda bench: far_packages(bench, few),
+        "far-2000": lambda bench: far_packages(bench, more),
+        "near-2000": near_packages,
+        "large": large_packages,
+        "package-size": package_size,
+        "second-run": second_run,
+        "half-million": half_million,
+        "stuck": stuck_package,
+    }

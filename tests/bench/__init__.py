@@ -1,0 +1,1 @@
+"""Tests of the benchmark itself: what it measures and how it says so."""
