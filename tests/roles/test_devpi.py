@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,8 +74,41 @@ def test_unit_keeps_devpi_to_its_data() -> None:
 def test_site_sends_stored_files_from_the_folder_of_the_data() -> None:
     site = render("devpi", "devpi-locations.conf.j2", devpi_data_dir="/srv/devpi", devpi_max_upload_mib=7)
     assert "root /srv/devpi/+files;" in site
-    assert site.count("client_max_body_size 7m;") == site.count("location ~ ") == 2
-    assert "server 127.0.0.1:3999;" in render("devpi", "devpi-http.conf.j2", devpi_port=3999)
+    assert site.count("client_max_body_size 7m;") == 2
+
+
+def test_steps_before_devpi_have_a_port_each() -> None:
+    site = render("devpi", "devpi-http.conf.j2", devpi_port=4000)
+    assert re.findall(r"server 127.0.0.1:(\d+);|listen 127.0.0.1:(\d+);", site) == [
+        ("4000", ""),
+        ("4001", ""),
+        ("4002", ""),
+        ("", "4001"),
+        ("", "4002"),
+    ]
+
+
+def test_pages_are_kept_for_mirrors_alone_and_for_as_long_as_the_variable_says() -> None:
+    indexes = {
+        "root/pypi": {"type": "mirror", "mirror_url": "u"},
+        "lab/dev": {"type": "stage"},
+        "a/b.c": {"type": "mirror"},
+    }
+    site = render("devpi", "devpi-locations.conf.j2", __devpi_indexes=indexes)
+    assert 'location ~ "^/(?<devpi_index>root/pypi|a/b\\.c)/' in site
+    http = render("devpi", "devpi-http.conf.j2", __devpi_indexes=indexes, devpi_pages_max_stale=77)
+    assert "stale-while-revalidate=77, stale-if-error=77" in http
+    assert "inactive=137s" in http
+
+
+def test_key_of_a_page_changes_with_the_settings_of_its_mirror() -> None:
+    def generation(url: str) -> str:
+        indexes = {"root/pypi": {"type": "mirror", "mirror_url": url}}
+        found = re.search(r'"root/pypi" (\w{12});', render("devpi", "devpi-http.conf.j2", __devpi_indexes=indexes))
+        assert found is not None
+        return found[1]
+
+    assert generation("https://a.example/") == generation("https://a.example/") != generation("https://b.example/")
 
 
 # ---- the upstream --------------------------------------------------------------------------------------------
@@ -177,8 +211,8 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
         ({"devpi_mirror_url": "https://m.example.org/simple"}, ["devpi_mirror_url", '"pypi"', "custom"]),
         ({**CUSTOM, "devpi_mirror_web_url_fmt": "https://m.example.org/"}, ["devpi_mirror_web_url_fmt", "{name}"]),
         ({"devpi_mirror_no_project_list": "maybe"}, ["devpi_mirror_no_project_list", '"maybe"', "true, false"]),
-        ({"devpi_port": 80}, ["devpi_port", '"80"', "1024 to 65535"]),
-        ({"devpi_port": "http"}, ["devpi_port", '"http"', "1024 to 65535"]),
+        ({"devpi_port": 80}, ["devpi_port", '"80"', "1024 to 65533"]),
+        ({"devpi_port": "http"}, ["devpi_port", '"http"', "1024 to 65533"]),
         ({"devpi_request_timeout": 0}, ["devpi_request_timeout", '"0"', "1 to 300"]),
         ({"devpi_max_upload_mib": 0}, ["devpi_max_upload_mib", '"0"']),
         ({"devpi_root_password": 12345678}, ["devpi_root_password", "quote"]),
