@@ -13,12 +13,16 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.plugins.loader import filter_loader  # type: ignore[import-untyped]  # it ships no types
 
+from roles.devpi.filter_plugins import devpi_declared as declared
 from roles.devpi.library import devpi_indexes as devpi
 from tests.roles.render import ROOT, evaluate, render
 
 ROLE = ROOT / "roles" / "devpi"
 PREFLIGHT: list[dict[str, Any]] = yaml.safe_load((ROLE / "tasks" / "preflight.yml").read_text())
+
+filter_loader.add_directory(str(ROLE / "filter_plugins"))
 
 
 # ---- templates -----------------------------------------------------------------------------------------------
@@ -150,6 +154,26 @@ def test_custom_upstream_ends_with_one_slash() -> None:
         assert settings["mirror_web_url_fmt"] == "https://mirror.example.org/{name}"
 
 
+def test_indexes_have_what_they_need_by_default() -> None:
+    mirror = {"mirror_no_project_list": True}
+    given: dict[str, Any] = {
+        "lab/dev": {"type": "stage", "volatile": False},
+        "root/pypi": {"title": "ours"},
+        "a/m": {"type": "mirror"},
+    }
+    assert declared.devpi_declared(given, {"type": "mirror", "title": "PyPI"}, mirror) == {
+        "root/pypi": {"type": "mirror", "title": "ours", **mirror},
+        "a/m": {"type": "mirror", "volatile": True, **mirror},
+        "lab/dev": {
+            "type": "stage",
+            "volatile": False,
+            "bases": [],
+            "acl_upload": ["lab"],
+            "acl_toxresult_upload": [":AUTHENTICATED:"],
+        },
+    }
+
+
 # ---- bad input -----------------------------------------------------------------------------------------------
 
 
@@ -165,6 +189,7 @@ def refusals(**variables: Any) -> list[str]:
         check = task.get("ansible.builtin.assert")
         if check is None or "__devpi_bundle" in str(check):
             continue
+        known.update(task.get("vars", {}))
         loop_var = task.get("loop_control", {}).get("loop_var", "item")
         for item in evaluate("devpi", "{{ loop }}", **known, loop=task["loop"]) if "loop" in task else [None]:
             more = {} if item is None else {loop_var: item}
@@ -195,6 +220,14 @@ CUSTOM = {"devpi_upstream": "custom", "devpi_mirror_url": "https://mirror.exampl
         {"devpi_root_password": "correct horse battery"},
         {"devpi_server_names": ["pypi.lab.lan", "pypi"]},
         {"devpi_port": "4000"},
+        {
+            "devpi_users": [{"name": "alice", "password": "correct horse"}, {"name": "lab"}],
+            "devpi_indexes": {
+                "lab/dev": {"type": "stage", "bases": ["root/pypi", "root/torch"], "acl_upload": ["alice"]},
+                "root/torch": {"type": "mirror", "mirror_url": "https://download.example.org/whl/cpu"},
+                "root/pypi": {"mirror_provides_core_metadata": True},
+            },
+        },
     ],
 )
 def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
@@ -218,6 +251,44 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
         ({"devpi_root_password": 12345678}, ["devpi_root_password", "quote"]),
         ({"devpi_root_password": "short"}, ["devpi_root_password", "8 characters"]),
         ({"devpi_root_password": "two\nlines of it"}, ["devpi_root_password"]),
+        ({"devpi_users": [{"name": "root"}]}, ["devpi_users", '"root"', "not root"]),
+        ({"devpi_users": [{"name": "alice", "password": "hush"}]}, ["devpi_users", '"alice"', "8 characters"]),
+        ({"devpi_indexes": ["lab/dev"]}, ["devpi_indexes", "mapping"]),
+        ({"devpi_indexes": {"dev": {"type": "stage"}}}, ["dev is not a name", "user/index"]),
+        ({"devpi_indexes": {"lab/dev": {"type": "stage"}}}, ["lab/dev", '"lab"', "add it to devpi_users"]),
+        ({"devpi_indexes": {"root/x": {"type": "proxy"}}}, ["root/x", '"proxy"', "mirror, stage"]),
+        ({"devpi_indexes": {"root/pypi": {"type": "stage"}}}, ["root/pypi", '"stage"', "allowed are mirror"]),
+        ({"devpi_indexes": {"root/x": {"type": "mirror"}}}, ["root/x is a mirror without a URL", "mirror_url"]),
+        (
+            {"devpi_indexes": {"root/x": {"type": "mirror", "mirror_url": "m.example/"}}},
+            ["root/x", '"m.example/"', "http"],
+        ),
+        ({"devpi_indexes": {"root/x": {"type": "mirror", "mirror_url": "http://u:hush@m/"}}}, ["//***@m", "password"]),
+        (
+            {"devpi_indexes": {"root/x": {"type": "mirror", "mirror_url": "http://m/", "acl_upload": ["root"]}}},
+            ["root/x is a mirror", "acl_upload", "stage index"],
+        ),
+        (
+            {"devpi_indexes": {"root/x": {"type": "stage", "mirror_url": "http://m/"}}},
+            ["root/x is a stage", "mirror_url"],
+        ),
+        ({"devpi_indexes": {"root/x": {"type": "stage", "base": []}}}, ["root/x", 'unknown setting "base"', "bases"]),
+        ({"devpi_indexes": {"root/x": {"type": "stage", "bases": "root/pypi"}}}, ["root/x", "bases", "list"]),
+        ({"devpi_indexes": {"root/x": {"type": "stage", "volatile": "no"}}}, ["root/x", "volatile", "true, false"]),
+        ({"devpi_indexes": {"root/x": {"type": "stage", "bases": ["root/y"]}}}, ["root/x", '"root/y"', "not declared"]),
+        (
+            {"devpi_indexes": {"root/x": {"type": "stage", "acl_upload": [":ANONYMOUS:"]}}},
+            ["root/x", '":ANONYMOUS:"', "no user"],
+        ),
+        (
+            {
+                "devpi_indexes": {
+                    "root/x": {"type": "stage", "bases": ["root/y"]},
+                    "root/y": {"type": "stage", "bases": ["root/x"]},
+                }
+            },
+            ["root/x -> root/y -> root/x is a cycle"],
+        ),
         ({"devpi_server_names": "pypi.lab.lan"}, ["devpi_server_names", "list"]),
         ({"devpi_server_names": ["http://pypi.lab.lan"]}, ["devpi_server_names", "without scheme"]),
         ({"devpi_data_dir": "srv/devpi"}, ["devpi_data_dir", '"srv/devpi"', "absolute"]),
@@ -245,26 +316,59 @@ MIRROR = {"type": "mirror", "volatile": False, "mirror_url": "https://a.example/
 
 
 def test_plan_makes_what_is_missing() -> None:
-    (change,) = devpi.plan({}, {"root/pypi": MIRROR})
-    assert (change.method, change.index, change.body) == ("PUT", "root/pypi", MIRROR)
+    (change,) = devpi.plan({}, {"root/pypi": MIRROR}, remove=False)
+    assert (change.method, change.index, change.after) == ("PUT", "root/pypi", MIRROR)
     assert str(change) == "make root/pypi: mirror_url, type, volatile"
 
 
 def test_plan_changes_in_place_and_keeps_what_is_not_declared() -> None:
     before = {**MIRROR, "title": "ours"}
-    (change,) = devpi.plan({"root/pypi": before}, {"root/pypi": {**MIRROR, "mirror_url": "https://b.example/"}})
+    (change,) = devpi.plan(
+        {"root/pypi": before}, {"root/pypi": {**MIRROR, "mirror_url": "https://b.example/"}}, remove=False
+    )
     assert change.method == "PATCH"
-    assert change.body == {**before, "mirror_url": "https://b.example/"}
+    assert change.moves
+    assert change.after == {**before, "mirror_url": "https://b.example/"}
     assert str(change) == "change root/pypi: mirror_url"
 
 
 def test_plan_does_nothing_where_all_is_well() -> None:
-    assert devpi.plan({"root/pypi": {**MIRROR, "title": "ours"}, "a/b": {"type": "stage"}}, {"root/pypi": MIRROR}) == []
+    current: dict[str, Any] = {"root/pypi": {**MIRROR, "title": "ours"}, "a/b": {"type": "stage"}}
+    assert devpi.plan(current, {"root/pypi": MIRROR}, remove=False) == []
 
 
 def test_plan_refuses_another_type() -> None:
     with pytest.raises(devpi.DevpiError, match="root/pypi is a mirror index and cannot become a stage index"):
-        devpi.plan({"root/pypi": MIRROR}, {"root/pypi": {"type": "stage"}})
+        devpi.plan({"root/pypi": MIRROR}, {"root/pypi": {"type": "stage"}}, remove=False)
+
+
+def test_plan_makes_bases_first_and_removes_them_last_and_only_when_asked() -> None:
+    wanted: dict[str, Any] = {
+        "lab/prod": {"type": "stage", "bases": ["lab/dev"]},
+        "lab/dev": {"type": "stage", "bases": ["root/pypi"]},
+    }
+    current: dict[str, Any] = {
+        "root/pypi": MIRROR,
+        "old/a": {"type": "stage"},
+        "old/b": {"type": "stage", "bases": ["old/a"]},
+    }
+    changes = devpi.plan(current, {"root/pypi": MIRROR, **wanted}, remove=True)
+    assert [(change.method, change.index) for change in changes] == [
+        ("PUT", "lab/dev"),
+        ("PUT", "lab/prod"),
+        ("DELETE", "old/b"),
+        ("DELETE", "old/a"),
+    ]
+    assert str(changes[2]) == "remove old/b"
+    assert [change.method for change in devpi.plan(current, wanted, remove=False)] == ["PUT", "PUT"]
+
+
+def test_order_matters_for_bases_and_not_for_people() -> None:
+    before: dict[str, Any] = {"type": "stage", "bases": ["a/b", "c/d"], "acl_upload": ["alice", "bob"]}
+    people: dict[str, Any] = {"lab/dev": {"type": "stage", "acl_upload": ["bob", "alice"]}}
+    bases: dict[str, Any] = {"lab/dev": {"type": "stage", "bases": ["c/d", "a/b"]}}
+    assert devpi.plan({"lab/dev": before}, people, remove=False) == []
+    assert [str(change) for change in devpi.plan({"lab/dev": before}, bases, remove=False)] == ["change lab/dev: bases"]
 
 
 def test_official_upstream_is_asked_for_only_where_it_is_wanted() -> None:
