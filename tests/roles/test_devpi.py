@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
-from ansible.plugins.loader import filter_loader  # type: ignore[import-untyped]  # it ships no types
 
 from roles.devpi.filter_plugins import devpi_declared as declared
 from roles.devpi.library import devpi_indexes as devpi
@@ -21,9 +24,6 @@ from tests.roles.render import ROOT, evaluate, render
 
 ROLE = ROOT / "roles" / "devpi"
 PREFLIGHT: list[dict[str, Any]] = yaml.safe_load((ROLE / "tasks" / "preflight.yml").read_text())
-
-filter_loader.add_directory(str(ROLE / "filter_plugins"))
-
 
 # ---- templates -----------------------------------------------------------------------------------------------
 
@@ -100,8 +100,9 @@ def test_pages_are_kept_for_mirrors_alone_and_for_as_long_as_the_variable_says()
     }
     site = render("devpi", "devpi-locations.conf.j2", __devpi_indexes=indexes)
     assert 'location ~ "^/(?<devpi_index>root/pypi|a/b\\.c)/' in site
-    http = render("devpi", "devpi-http.conf.j2", __devpi_indexes=indexes, devpi_pages_max_stale=77)
+    http = render("devpi", "devpi-http.conf.j2", __devpi_indexes=indexes, devpi_pages_max_stale=154)
     assert "stale-while-revalidate=77, stale-if-error=77" in http
+    assert "LANMIRROR_MAX_STALE=77" in render("devpi", "devpi.service.j2", devpi_pages_max_stale=154)
     assert "inactive=137s" in http
 
 
@@ -247,6 +248,7 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
         ({"devpi_port": 80}, ["devpi_port", '"80"', "1024 to 65533"]),
         ({"devpi_port": "http"}, ["devpi_port", '"http"', "1024 to 65533"]),
         ({"devpi_request_timeout": 0}, ["devpi_request_timeout", '"0"', "1 to 300"]),
+        ({"devpi_pages_max_stale": 60}, ["devpi_pages_max_stale", '"60"', "120 to 31536000"]),
         ({"devpi_max_upload_mib": 0}, ["devpi_max_upload_mib", '"0"']),
         ({"devpi_root_password": 12345678}, ["devpi_root_password", "quote"]),
         ({"devpi_root_password": "short"}, ["devpi_root_password", "8 characters"]),
@@ -308,6 +310,81 @@ def test_bad_input_gets_one_message(variables: dict[str, Any], words: list[str])
     assert "hush" not in messages[0]
     password = variables.get("devpi_root_password")
     assert password is None or str(password) not in messages[0].replace("8 characters", "")
+
+
+# ---- what starts devpi ---------------------------------------------------------------------------------------
+
+
+class Stage:
+    """As much of devpi's mirror as the change touches; `answers_in` is how long its upstream takes, seconds."""
+
+    name = "root/pypi"
+    provides_core_metadata = False
+    timeout = 5.0
+    UpstreamError = RuntimeError
+
+    def __init__(self, clock: list[float], *, links: list[str] | None, expired: bool, answers_in: float) -> None:
+        self.clock, self.links, self.expired, self.answers_in = clock, links, expired, answers_in
+        self.asked: list[float] = []
+        self.unconfirmed = 0.0
+        self.cache_retrieve_times = SimpleNamespace(is_expired=lambda _project, seconds: self.unconfirmed > seconds)
+
+    def _load_cache_links(self, _project: str) -> tuple[bool, list[str] | None, int, None]:
+        return self.expired, self.links, 1, None
+
+    def get_simplelinks_perstage(self, _project: str) -> str:
+        self.asked.append(self.timeout)
+        self.clock[0] += min(self.answers_in, self.timeout)
+        return "asked"
+
+    def SimpleLinks(self, links: list[str], **_: Any) -> str:  # noqa: N802 - devpi's name
+        return "known" if links else ""
+
+
+@pytest.fixture
+def starter(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[float]]:
+    clock = [1000.0]
+    mirror = SimpleNamespace(MirrorStage=type("Fresh", (Stage,), {}), normalize_name=str.lower)
+    monkeypatch.setitem(sys.modules, "devpi_server", SimpleNamespace(mirror=mirror, main=None))
+    monkeypatch.setenv("LANMIRROR_MAX_STALE", "100")
+    spec = importlib.util.spec_from_file_location("lanmirror_devpi", ROLE / "files" / "lanmirror_devpi.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    spec.loader.exec_module(loaded)
+    return mirror.MirrorStage, clock
+
+
+def test_starter_waits_as_configured_for_what_is_not_known(starter: tuple[Any, list[float]]) -> None:
+    stage = starter[0](starter[1], links=None, expired=True, answers_in=9)
+    assert stage.get_simplelinks_perstage("Six") == "asked"
+    assert stage.asked == [5.0]
+
+
+def test_starter_waits_once_in_a_while_for_a_silent_upstream(starter: tuple[Any, list[float]]) -> None:
+    make, clock = starter
+    stage = make(clock, links=["six"], expired=True, answers_in=9)
+    answers = [stage.get_simplelinks_perstage("six") for _ in range(3)]
+    assert (answers, stage.asked) == (["asked", "known", "known"], [1.0])
+    clock[0] += 31
+    assert stage.get_simplelinks_perstage("six") == "asked"
+    assert stage.timeout == 5.0
+
+
+def test_starter_keeps_asking_an_upstream_that_answers(starter: tuple[Any, list[float]]) -> None:
+    stage = starter[0](starter[1], links=["six"], expired=True, answers_in=0.2)
+    assert [stage.get_simplelinks_perstage("six") for _ in range(3)] == ["asked"] * 3
+
+
+def test_starter_ends_what_was_not_confirmed_for_too_long(starter: tuple[Any, list[float]]) -> None:
+    make, clock = starter
+    stage = make(clock, links=["six"], expired=True, answers_in=9)
+    stage.unconfirmed = 101
+    stage.get_simplelinks_perstage("six")  # devpi has just started and cannot know
+    clock[0] += 101
+    with pytest.raises(RuntimeError, match="has not confirmed the page of 'six' for 100 seconds"):
+        stage.get_simplelinks_perstage("six")
 
 
 # ---- the module: what it decides -----------------------------------------------------------------------------
