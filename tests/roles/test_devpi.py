@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from roles.devpi.filter_plugins import devpi_declared as declared
 from roles.devpi.library import devpi_indexes as devpi
 from tests.roles.render import ROOT, evaluate, render
 
 ROLE = ROOT / "roles" / "devpi"
 PREFLIGHT: list[dict[str, Any]] = yaml.safe_load((ROLE / "tasks" / "preflight.yml").read_text())
-
 
 # ---- templates -----------------------------------------------------------------------------------------------
 
@@ -73,8 +78,42 @@ def test_unit_keeps_devpi_to_its_data() -> None:
 def test_site_sends_stored_files_from_the_folder_of_the_data() -> None:
     site = render("devpi", "devpi-locations.conf.j2", devpi_data_dir="/srv/devpi", devpi_max_upload_mib=7)
     assert "root /srv/devpi/+files;" in site
-    assert site.count("client_max_body_size 7m;") == site.count("location ~ ") == 2
-    assert "server 127.0.0.1:3999;" in render("devpi", "devpi-http.conf.j2", devpi_port=3999)
+    assert site.count("client_max_body_size 7m;") == 2
+
+
+def test_steps_before_devpi_have_a_port_each() -> None:
+    site = render("devpi", "devpi-http.conf.j2", devpi_port=4000)
+    assert re.findall(r"server 127.0.0.1:(\d+);|listen 127.0.0.1:(\d+);", site) == [
+        ("4000", ""),
+        ("4001", ""),
+        ("4002", ""),
+        ("", "4001"),
+        ("", "4002"),
+    ]
+
+
+def test_pages_are_kept_for_mirrors_alone_and_for_as_long_as_the_variable_says() -> None:
+    indexes = {
+        "root/pypi": {"type": "mirror", "mirror_url": "u"},
+        "lab/dev": {"type": "stage"},
+        "a/b.c": {"type": "mirror"},
+    }
+    site = render("devpi", "devpi-locations.conf.j2", __devpi_indexes=indexes)
+    assert 'location ~ "^/(?<devpi_index>root/pypi|a/b\\.c)/' in site
+    http = render("devpi", "devpi-http.conf.j2", __devpi_indexes=indexes, devpi_pages_max_stale=154)
+    assert "stale-while-revalidate=77, stale-if-error=77" in http
+    assert "LANMIRROR_MAX_STALE=77" in render("devpi", "devpi.service.j2", devpi_pages_max_stale=154)
+    assert "inactive=137s" in http
+
+
+def test_key_of_a_page_changes_with_the_settings_of_its_mirror() -> None:
+    def generation(url: str) -> str:
+        indexes = {"root/pypi": {"type": "mirror", "mirror_url": url}}
+        found = re.search(r'"root/pypi" (\w{12});', render("devpi", "devpi-http.conf.j2", __devpi_indexes=indexes))
+        assert found is not None
+        return found[1]
+
+    assert generation("https://a.example/") == generation("https://a.example/") != generation("https://b.example/")
 
 
 # ---- the upstream --------------------------------------------------------------------------------------------
@@ -116,6 +155,26 @@ def test_custom_upstream_ends_with_one_slash() -> None:
         assert settings["mirror_web_url_fmt"] == "https://mirror.example.org/{name}"
 
 
+def test_indexes_have_what_they_need_by_default() -> None:
+    mirror = {"mirror_no_project_list": True}
+    given: dict[str, Any] = {
+        "lab/dev": {"type": "stage", "volatile": False},
+        "root/pypi": {"title": "ours"},
+        "a/m": {"type": "mirror"},
+    }
+    assert declared.devpi_declared(given, {"type": "mirror", "title": "PyPI"}, mirror) == {
+        "root/pypi": {"type": "mirror", "title": "ours", **mirror},
+        "a/m": {"type": "mirror", "volatile": True, **mirror},
+        "lab/dev": {
+            "type": "stage",
+            "volatile": False,
+            "bases": [],
+            "acl_upload": ["lab"],
+            "acl_toxresult_upload": [":AUTHENTICATED:"],
+        },
+    }
+
+
 # ---- bad input -----------------------------------------------------------------------------------------------
 
 
@@ -131,6 +190,7 @@ def refusals(**variables: Any) -> list[str]:
         check = task.get("ansible.builtin.assert")
         if check is None or "__devpi_bundle" in str(check):
             continue
+        known.update(task.get("vars", {}))
         loop_var = task.get("loop_control", {}).get("loop_var", "item")
         for item in evaluate("devpi", "{{ loop }}", **known, loop=task["loop"]) if "loop" in task else [None]:
             more = {} if item is None else {loop_var: item}
@@ -161,6 +221,14 @@ CUSTOM = {"devpi_upstream": "custom", "devpi_mirror_url": "https://mirror.exampl
         {"devpi_root_password": "correct horse battery"},
         {"devpi_server_names": ["pypi.lab.lan", "pypi"]},
         {"devpi_port": "4000"},
+        {
+            "devpi_users": [{"name": "alice", "password": "correct horse"}, {"name": "lab"}],
+            "devpi_indexes": {
+                "lab/dev": {"type": "stage", "bases": ["root/pypi", "root/torch"], "acl_upload": ["alice"]},
+                "root/torch": {"type": "mirror", "mirror_url": "https://download.example.org/whl/cpu"},
+                "root/pypi": {"mirror_provides_core_metadata": True},
+            },
+        },
     ],
 )
 def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
@@ -177,13 +245,52 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
         ({"devpi_mirror_url": "https://m.example.org/simple"}, ["devpi_mirror_url", '"pypi"', "custom"]),
         ({**CUSTOM, "devpi_mirror_web_url_fmt": "https://m.example.org/"}, ["devpi_mirror_web_url_fmt", "{name}"]),
         ({"devpi_mirror_no_project_list": "maybe"}, ["devpi_mirror_no_project_list", '"maybe"', "true, false"]),
-        ({"devpi_port": 80}, ["devpi_port", '"80"', "1024 to 65535"]),
-        ({"devpi_port": "http"}, ["devpi_port", '"http"', "1024 to 65535"]),
+        ({"devpi_port": 80}, ["devpi_port", '"80"', "1024 to 65533"]),
+        ({"devpi_port": "http"}, ["devpi_port", '"http"', "1024 to 65533"]),
         ({"devpi_request_timeout": 0}, ["devpi_request_timeout", '"0"', "1 to 300"]),
+        ({"devpi_pages_max_stale": 60}, ["devpi_pages_max_stale", '"60"', "120 to 31536000"]),
         ({"devpi_max_upload_mib": 0}, ["devpi_max_upload_mib", '"0"']),
         ({"devpi_root_password": 12345678}, ["devpi_root_password", "quote"]),
         ({"devpi_root_password": "short"}, ["devpi_root_password", "8 characters"]),
         ({"devpi_root_password": "two\nlines of it"}, ["devpi_root_password"]),
+        ({"devpi_users": [{"name": "root"}]}, ["devpi_users", '"root"', "not root"]),
+        ({"devpi_users": [{"name": "alice", "password": "hush"}]}, ["devpi_users", '"alice"', "8 characters"]),
+        ({"devpi_indexes": ["lab/dev"]}, ["devpi_indexes", "mapping"]),
+        ({"devpi_indexes": {"dev": {"type": "stage"}}}, ["dev is not a name", "user/index"]),
+        ({"devpi_indexes": {"lab/dev": {"type": "stage"}}}, ["lab/dev", '"lab"', "add it to devpi_users"]),
+        ({"devpi_indexes": {"root/x": {"type": "proxy"}}}, ["root/x", '"proxy"', "mirror, stage"]),
+        ({"devpi_indexes": {"root/pypi": {"type": "stage"}}}, ["root/pypi", '"stage"', "allowed are mirror"]),
+        ({"devpi_indexes": {"root/x": {"type": "mirror"}}}, ["root/x is a mirror without a URL", "mirror_url"]),
+        (
+            {"devpi_indexes": {"root/x": {"type": "mirror", "mirror_url": "m.example/"}}},
+            ["root/x", '"m.example/"', "http"],
+        ),
+        ({"devpi_indexes": {"root/x": {"type": "mirror", "mirror_url": "http://u:hush@m/"}}}, ["//***@m", "password"]),
+        (
+            {"devpi_indexes": {"root/x": {"type": "mirror", "mirror_url": "http://m/", "acl_upload": ["root"]}}},
+            ["root/x is a mirror", "acl_upload", "stage index"],
+        ),
+        (
+            {"devpi_indexes": {"root/x": {"type": "stage", "mirror_url": "http://m/"}}},
+            ["root/x is a stage", "mirror_url"],
+        ),
+        ({"devpi_indexes": {"root/x": {"type": "stage", "base": []}}}, ["root/x", 'unknown setting "base"', "bases"]),
+        ({"devpi_indexes": {"root/x": {"type": "stage", "bases": "root/pypi"}}}, ["root/x", "bases", "list"]),
+        ({"devpi_indexes": {"root/x": {"type": "stage", "volatile": "no"}}}, ["root/x", "volatile", "true, false"]),
+        ({"devpi_indexes": {"root/x": {"type": "stage", "bases": ["root/y"]}}}, ["root/x", '"root/y"', "not declared"]),
+        (
+            {"devpi_indexes": {"root/x": {"type": "stage", "acl_upload": [":ANONYMOUS:"]}}},
+            ["root/x", '":ANONYMOUS:"', "no user"],
+        ),
+        (
+            {
+                "devpi_indexes": {
+                    "root/x": {"type": "stage", "bases": ["root/y"]},
+                    "root/y": {"type": "stage", "bases": ["root/x"]},
+                }
+            },
+            ["root/x -> root/y -> root/x is a cycle"],
+        ),
         ({"devpi_server_names": "pypi.lab.lan"}, ["devpi_server_names", "list"]),
         ({"devpi_server_names": ["http://pypi.lab.lan"]}, ["devpi_server_names", "without scheme"]),
         ({"devpi_data_dir": "srv/devpi"}, ["devpi_data_dir", '"srv/devpi"', "absolute"]),
@@ -205,32 +312,140 @@ def test_bad_input_gets_one_message(variables: dict[str, Any], words: list[str])
     assert password is None or str(password) not in messages[0].replace("8 characters", "")
 
 
+# ---- what starts devpi ---------------------------------------------------------------------------------------
+
+
+class Stage:
+    """As much of devpi's mirror as the change touches; `answers_in` is how long its upstream takes, seconds."""
+
+    name = "root/pypi"
+    provides_core_metadata = False
+    timeout = 5.0
+    UpstreamError = RuntimeError
+
+    def __init__(self, clock: list[float], *, links: list[str] | None, expired: bool, answers_in: float) -> None:
+        self.clock, self.links, self.expired, self.answers_in = clock, links, expired, answers_in
+        self.asked: list[float] = []
+        self.unconfirmed = 0.0
+        self.cache_retrieve_times = SimpleNamespace(is_expired=lambda _project, seconds: self.unconfirmed > seconds)
+
+    def _load_cache_links(self, _project: str) -> tuple[bool, list[str] | None, int, None]:
+        return self.expired, self.links, 1, None
+
+    def get_simplelinks_perstage(self, _project: str) -> str:
+        self.asked.append(self.timeout)
+        self.clock[0] += min(self.answers_in, self.timeout)
+        return "asked"
+
+    def SimpleLinks(self, links: list[str], **_: Any) -> str:  # noqa: N802 - devpi's name
+        return "known" if links else ""
+
+
+@pytest.fixture
+def starter(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[float]]:
+    clock = [1000.0]
+    mirror = SimpleNamespace(MirrorStage=type("Fresh", (Stage,), {}), normalize_name=str.lower)
+    monkeypatch.setitem(sys.modules, "devpi_server", SimpleNamespace(mirror=mirror, main=None))
+    monkeypatch.setenv("LANMIRROR_MAX_STALE", "100")
+    spec = importlib.util.spec_from_file_location("lanmirror_devpi", ROLE / "files" / "lanmirror_devpi.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    spec.loader.exec_module(loaded)
+    return mirror.MirrorStage, clock
+
+
+def test_starter_waits_as_configured_for_what_is_not_known(starter: tuple[Any, list[float]]) -> None:
+    stage = starter[0](starter[1], links=None, expired=True, answers_in=9)
+    assert stage.get_simplelinks_perstage("Six") == "asked"
+    assert stage.asked == [5.0]
+
+
+def test_starter_waits_once_in_a_while_for_a_silent_upstream(starter: tuple[Any, list[float]]) -> None:
+    make, clock = starter
+    stage = make(clock, links=["six"], expired=True, answers_in=9)
+    answers = [stage.get_simplelinks_perstage("six") for _ in range(3)]
+    assert (answers, stage.asked) == (["asked", "known", "known"], [1.0])
+    clock[0] += 31
+    assert stage.get_simplelinks_perstage("six") == "asked"
+    assert stage.timeout == 5.0
+
+
+def test_starter_keeps_asking_an_upstream_that_answers(starter: tuple[Any, list[float]]) -> None:
+    stage = starter[0](starter[1], links=["six"], expired=True, answers_in=0.2)
+    assert [stage.get_simplelinks_perstage("six") for _ in range(3)] == ["asked"] * 3
+
+
+def test_starter_ends_what_was_not_confirmed_for_too_long(starter: tuple[Any, list[float]]) -> None:
+    make, clock = starter
+    stage = make(clock, links=["six"], expired=True, answers_in=9)
+    stage.unconfirmed = 101
+    stage.get_simplelinks_perstage("six")  # devpi has just started and cannot know
+    clock[0] += 101
+    with pytest.raises(RuntimeError, match="has not confirmed the page of 'six' for 100 seconds"):
+        stage.get_simplelinks_perstage("six")
+
+
 # ---- the module: what it decides -----------------------------------------------------------------------------
 
 MIRROR = {"type": "mirror", "volatile": False, "mirror_url": "https://a.example/simple/"}
 
 
 def test_plan_makes_what_is_missing() -> None:
-    (change,) = devpi.plan({}, {"root/pypi": MIRROR})
-    assert (change.method, change.index, change.body) == ("PUT", "root/pypi", MIRROR)
+    (change,) = devpi.plan({}, {"root/pypi": MIRROR}, remove=False)
+    assert (change.method, change.index, change.after) == ("PUT", "root/pypi", MIRROR)
     assert str(change) == "make root/pypi: mirror_url, type, volatile"
 
 
 def test_plan_changes_in_place_and_keeps_what_is_not_declared() -> None:
     before = {**MIRROR, "title": "ours"}
-    (change,) = devpi.plan({"root/pypi": before}, {"root/pypi": {**MIRROR, "mirror_url": "https://b.example/"}})
+    (change,) = devpi.plan(
+        {"root/pypi": before}, {"root/pypi": {**MIRROR, "mirror_url": "https://b.example/"}}, remove=False
+    )
     assert change.method == "PATCH"
-    assert change.body == {**before, "mirror_url": "https://b.example/"}
+    assert change.moves
+    assert change.after == {**before, "mirror_url": "https://b.example/"}
     assert str(change) == "change root/pypi: mirror_url"
 
 
 def test_plan_does_nothing_where_all_is_well() -> None:
-    assert devpi.plan({"root/pypi": {**MIRROR, "title": "ours"}, "a/b": {"type": "stage"}}, {"root/pypi": MIRROR}) == []
+    current: dict[str, Any] = {"root/pypi": {**MIRROR, "title": "ours"}, "a/b": {"type": "stage"}}
+    assert devpi.plan(current, {"root/pypi": MIRROR}, remove=False) == []
 
 
 def test_plan_refuses_another_type() -> None:
     with pytest.raises(devpi.DevpiError, match="root/pypi is a mirror index and cannot become a stage index"):
-        devpi.plan({"root/pypi": MIRROR}, {"root/pypi": {"type": "stage"}})
+        devpi.plan({"root/pypi": MIRROR}, {"root/pypi": {"type": "stage"}}, remove=False)
+
+
+def test_plan_makes_bases_first_and_removes_them_last_and_only_when_asked() -> None:
+    wanted: dict[str, Any] = {
+        "lab/prod": {"type": "stage", "bases": ["lab/dev"]},
+        "lab/dev": {"type": "stage", "bases": ["root/pypi"]},
+    }
+    current: dict[str, Any] = {
+        "root/pypi": MIRROR,
+        "old/a": {"type": "stage"},
+        "old/b": {"type": "stage", "bases": ["old/a"]},
+    }
+    changes = devpi.plan(current, {"root/pypi": MIRROR, **wanted}, remove=True)
+    assert [(change.method, change.index) for change in changes] == [
+        ("PUT", "lab/dev"),
+        ("PUT", "lab/prod"),
+        ("DELETE", "old/b"),
+        ("DELETE", "old/a"),
+    ]
+    assert str(changes[2]) == "remove old/b"
+    assert [change.method for change in devpi.plan(current, wanted, remove=False)] == ["PUT", "PUT"]
+
+
+def test_order_matters_for_bases_and_not_for_people() -> None:
+    before: dict[str, Any] = {"type": "stage", "bases": ["a/b", "c/d"], "acl_upload": ["alice", "bob"]}
+    people: dict[str, Any] = {"lab/dev": {"type": "stage", "acl_upload": ["bob", "alice"]}}
+    bases: dict[str, Any] = {"lab/dev": {"type": "stage", "bases": ["c/d", "a/b"]}}
+    assert devpi.plan({"lab/dev": before}, people, remove=False) == []
+    assert [str(change) for change in devpi.plan({"lab/dev": before}, bases, remove=False)] == ["change lab/dev: bases"]
 
 
 def test_official_upstream_is_asked_for_only_where_it_is_wanted() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Bring the indexes of a devpi server to the declared state, over its REST interface."""
+"""Bring the users and indexes of a devpi server to the declared state, over its REST interface."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import http.client
 import json
 import os
 import re
+import secrets
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ from ansible.module_utils.basic import AnsibleModule  # type: ignore[import-unty
 DOCUMENTATION = """
 ---
 module: devpi_indexes
-short_description: Bring the indexes of a devpi server to the declared state
+short_description: Bring the users and indexes of a devpi server to the declared state
 description:
-  - Makes the indexes that are missing and changes those that differ, in place. Settings that are not declared stay.
+  - Makes what is missing and changes what differs, in place. Settings that are not declared stay.
+  - After a change of C(mirror_url), devpi is made to read the pages of all projects it knows of again. Until then, it
+    would fetch the files that it has not stored from where the old upstream said.
   - Runs on the server. The password is read from a file there, so it passes through no task.
 options:
   url:
@@ -48,6 +52,28 @@ options:
       - With C(official) true, C(mirror_url) and C(mirror_web_url_fmt) are those that devpi was made with.
     type: dict
     required: true
+  users:
+    description: Users that own indexes or upload. Others stay as they are.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Login name.
+        type: str
+        required: true
+      password:
+        description: Password. Empty for one that nobody knows, for a user who only owns indexes.
+        type: str
+        default: ""
+      email:
+        description: Address, which devpi shows to everybody.
+        type: str
+        default: ""
+  remove_undeclared:
+    description: Whether indexes that are not declared are removed, with all that was uploaded to them.
+    type: bool
+    default: false
   timeout:
     description: How long to wait for a devpi that is starting, seconds.
     type: int
@@ -72,6 +98,11 @@ changes:
   type: list
   elements: str
   returned: always
+undeclared:
+  description: Indexes that are there and were not declared.
+  type: list
+  elements: str
+  returned: always
 """
 
 OFFICIAL = """\
@@ -93,15 +124,20 @@ class Change:
 
     method: str
     index: str
-    body: Settings
     before: Settings
     after: Settings
 
     def __str__(self) -> str:
         """Say it in a line."""
-        verb = "make" if self.method == "PUT" else "change"
         keys = ", ".join(sorted(key for key, value in self.after.items() if self.before.get(key) != value))
-        return f"{verb} {self.index}: {keys}"
+        return f"{ {'PUT': 'make', 'PATCH': 'change', 'DELETE': 'remove'}[self.method] } {self.index}: {keys}".rstrip(
+            ": "
+        )
+
+    @property
+    def moves(self) -> bool:
+        """Whether a mirror gets another upstream."""
+        return self.method == "PATCH" and self.before.get("mirror_url") != self.after.get("mirror_url")
 
 
 def without_password(value: Any) -> Any:
@@ -122,26 +158,52 @@ def complete(indexes: Mapping[str, Settings], official: Callable[[], Settings]) 
     return done
 
 
-def plan(current: Mapping[str, Settings], wanted: Mapping[str, Settings]) -> list[Change]:
-    """Return what makes `wanted` of `current`, both by user/index.
+def in_order(indexes: Mapping[str, Settings]) -> list[str]:
+    """Return the names, each after its bases; the preflight has refused cycles."""
+    ordered: list[str] = []
+
+    def put(name: str) -> None:
+        if name in indexes and name not in ordered:
+            for base in indexes[name].get("bases", []):
+                put(base)
+            ordered.append(name)
+
+    for name in indexes:
+        put(name)
+    return ordered
+
+
+def same(key: str, one: Any, other: Any) -> bool:
+    """Return whether two values of a setting mean the same; the order of bases matters, that of people does not."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return list(one) == list(other) if key == "bases" else sorted(one) == sorted(other)
+    return bool(one == other)
+
+
+def plan(current: Mapping[str, Settings], wanted: Mapping[str, Settings], *, remove: bool) -> list[Change]:
+    """Return what makes `wanted` of `current`, both by user/index, in the order in which devpi takes it.
 
     Raises:
         DevpiError: An index would have to become one of another type, which devpi cannot do.
     """
     changes = []
-    for name, settings in wanted.items():
-        before = current.get(name)
+    for name in in_order(wanted):
+        settings, before = wanted[name], current.get(name)
         if before is None:
-            changes.append(Change("PUT", name, dict(settings), {}, dict(settings)))
+            changes.append(Change("PUT", name, {}, dict(settings)))
             continue
         if before.get("type") != settings.get("type"):
             raise DevpiError(
                 f"{name} is a {before.get('type')} index and cannot become a {settings.get('type')} index: "
                 "give the new one another name, or delete the old one first"
             )
-        after = {**before, **settings}
-        if after != before:
-            changes.append(Change("PATCH", name, after, dict(before), after))
+        new = {key: value for key, value in settings.items() if not same(key, before.get(key), value)}
+        if new:
+            changes.append(Change("PATCH", name, dict(before), {**before, **new}))
+    if remove:
+        # Those that stand on others first.
+        gone = {name: settings for name, settings in current.items() if name not in wanted}
+        changes += [Change("DELETE", name, dict(gone[name]), {}) for name in reversed(in_order(gone))]
     return changes
 
 
@@ -152,6 +214,7 @@ class Devpi:
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
         self.token = ""
+        self.warnings: list[str] = []
 
     def ask(self, method: str, path: str, body: Settings | None = None) -> tuple[int, Any]:
         """Return status and JSON of the answer; OSError when there is none."""
@@ -200,22 +263,61 @@ class Devpi:
             else:
                 return
 
+    def knows(self, user: str, password: str) -> str:
+        """Return a token for the user, or an empty text when the password is wrong."""
+        status, answer = self.ask("POST", "/+login", {"user": user, "password": password})
+        return str(answer["result"]["password"]) if status == http.HTTPStatus.OK else ""
+
     def login(self, password: str) -> bool:
         """Log in as root; return whether the password is right."""
         self.token = ""
-        status, answer = self.ask("POST", "/+login", {"user": "root", "password": password})
-        if status == http.HTTPStatus.OK:
-            self.token = answer["result"]["password"]
+        self.token = self.knows("root", password)
         return bool(self.token)
 
-    def indexes(self) -> dict[str, Settings]:
-        """Return all indexes with their settings, by user/index; the upstream is not asked for its projects."""
-        users = self.must("GET", "/")
-        return {
-            f"{user}/{index}": settings
-            for user, known in users.items()
-            for index, settings in known.get("indexes", {}).items()
-        }
+    def users(self) -> dict[str, Settings]:
+        """Return all users, with their indexes; no upstream is asked for anything."""
+        users: dict[str, Settings] = self.must("GET", "/")
+        return users
+
+    def apply(self, change: Change) -> None:
+        """Make one change."""
+        path = f"/{change.index}"
+        if change.method == "DELETE":
+            if not change.before.get("volatile", True):
+                self.must("PATCH", path, {**change.before, "volatile": True})
+            self.must("DELETE", path)
+        elif change.moves and not change.after.get("mirror_no_project_list"):
+            # While devpi lists what it has itself; otherwise it would ask the new upstream for all its projects.
+            self.must("PATCH", path, {**change.after, "mirror_no_project_list": True})
+            self.refresh(change.index)
+            self.must("PATCH", path, change.after)
+        else:
+            self.must(change.method, path, change.after)
+            if change.moves:
+                self.refresh(change.index)
+
+    def refresh(self, index: str) -> None:
+        """Make devpi read the pages of all projects it knows of again; one that cannot be read stays as it was."""
+        projects = self.must("GET", f"/{index}").get("projects", [])
+        with ThreadPoolExecutor(4) as pool:
+            answers = pool.map(lambda project: self.ask("POST", f"/{index}/+simple/{project}/refresh")[0], projects)
+            failed = [
+                name for name, status in zip(projects, answers, strict=True) if status >= http.HTTPStatus.BAD_REQUEST
+            ]
+        if failed:
+            self.warnings.append(
+                f"the new upstream of {index} did not give the pages of {len(failed)} of {len(projects)} projects, "
+                f"which stay as the old one gave them: {', '.join(failed[:5])}{', …' * (len(failed) > 5)}"  # noqa: PLR2004 - a taste of them
+            )
+
+
+def indexes_of(users: Mapping[str, Settings]) -> dict[str, Settings]:
+    """Return the indexes of all users with their settings, by user/index."""
+    return {
+        f"{user}/{index}": settings
+        for user, known in users.items()
+        for index, settings in known.get("indexes", {}).items()
+    }
 
 
 def keep(path: Path, password: str) -> None:
@@ -243,10 +345,29 @@ def rotate(devpi: Devpi, path: Path, new: str) -> None:
     keep(path, new)
 
 
+def user_changes(
+    devpi: Devpi, known: Mapping[str, Settings], users: Sequence[Settings]
+) -> list[tuple[str, str, Settings]]:
+    """Return what brings the users to the declared state: method, name and body, without a word on who has what."""
+    changes = []
+    for user in users:
+        name, body = user["name"], {}
+        if name not in known:
+            # devpi wants one; nobody is told it.
+            body = {"password": user["password"] or secrets.token_urlsafe(32)}
+        elif user["password"] and not devpi.knows(name, user["password"]):
+            body = {"password": user["password"]}
+        if user["email"] and known.get(name, {}).get("email") != user["email"]:
+            body["email"] = user["email"]
+        if body:
+            changes.append(("PATCH" if name in known else "PUT", name, body))
+    return changes
+
+
 def run(module: AnsibleModule) -> None:
     """Compare, and change what differs unless this is check mode."""
     devpi, path = Devpi(module.params["url"]), Path(module.params["password_file"])
-    new = module.params["new_password"]
+    new, remove = module.params["new_password"], module.params["remove_undeclared"]
 
     def official() -> Settings:
         if module.check_mode and not Path(module.params["python"]).exists():
@@ -259,8 +380,14 @@ def run(module: AnsibleModule) -> None:
     blank = module.check_mode and not path.exists()
     if not blank:
         devpi.wait(module.params["timeout"])
-    changes = plan({} if blank else devpi.indexes(), wanted)
-    lines = [str(change) for change in changes]
+    known = {} if blank else devpi.users()
+    users = user_changes(devpi, known, module.params["users"])
+    changes = plan(indexes_of(known), wanted, remove=remove)
+    undeclared = sorted(set(indexes_of(known)) - set(wanted))
+    lines = [
+        f"{'make' if method == 'PUT' else 'change'} user {name}: {', '.join(body)}" for method, name, body in users
+    ]
+    lines += map(str, changes)
     new_password = bool(new) and not blank and path.read_text(encoding="utf-8") != new
     if new_password:
         lines.insert(0, "change the password of root")
@@ -270,14 +397,21 @@ def run(module: AnsibleModule) -> None:
             rotate(devpi, path, new)
         elif not devpi.login(path.read_text(encoding="utf-8")):
             raise DevpiError(f"the password in {path} is not root's: write the right one there, or restore a backup")
+        for method, name, body in users:
+            devpi.must(method, f"/{name}", body)
         for change in changes:
-            devpi.must(change.method, f"/{change.index}", change.body)
+            devpi.apply(change)
+    if undeclared and not remove:
+        module.warn(f"devpi has indexes that are not declared, and keeps them: {', '.join(undeclared)}")
+    for warning in devpi.warnings:
+        module.warn(warning)
     module.exit_json(
         changed=bool(lines),
         changes=lines,
+        undeclared=undeclared,
         diff={
             "before": "".join(f"{change.index}: {shown(change.before)}\n" for change in changes if change.before),
-            "after": "".join(f"{change.index}: {shown(change.after)}\n" for change in changes),
+            "after": "".join(f"{change.index}: {shown(change.after)}\n" for change in changes if change.after),
             "before_header": "devpi's indexes",
             "after_header": "devpi's indexes",
         },
@@ -298,6 +432,17 @@ def main() -> None:
             "new_password": {"type": "str", "default": "", "no_log": True},
             "python": {"type": "path", "required": True},
             "indexes": {"type": "dict", "required": True},
+            "users": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "password": {"type": "str", "default": "", "no_log": True},
+                    "email": {"type": "str", "default": ""},
+                },
+            },
+            "remove_undeclared": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
