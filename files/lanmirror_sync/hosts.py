@@ -44,6 +44,7 @@ class Refusal:
 class _Host:
     busy: int = 0
     refused: set[str] = field(default_factory=set)
+    ever_refused: set[str] = field(default_factory=set)
     pauses: int = 0
     until: float = 0.0
     given_up: str = ""
@@ -100,9 +101,13 @@ class Hosts:
         known = self._hosts[host]
         known.busy -= 1
         known.refused.add(refusal.url)
+        fresh = refusal.url not in known.ever_refused
+        known.ever_refused.add(refusal.url)
         if known.until > now or known.given_up:
             return 0.0  # it was under way when the pause began
         probing = known.pauses > 0
+        if probing and not fresh and refusal.status != TOO_MANY_REQUESTS:
+            return 0.0  # a few packages that it refuses for ever must not speak for all the others
         if refusal.status != TOO_MANY_REQUESTS and not probing and len(known.refused) < self._suspicious:
             return 0.0
         if known.pauses >= self._retries:
