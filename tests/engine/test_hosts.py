@@ -6,7 +6,7 @@ import math
 
 import pytest
 from lanmirror_sync.config import ConfigError, parse
-from lanmirror_sync.hosts import Hosts, Refusal, host_of
+from lanmirror_sync.hosts import FEW_REFUSED, MOST_REFUSED, Hosts, Refusal, host_of
 from lanmirror_sync.wire import Rate
 
 HOST = "mirror.example.org"
@@ -32,15 +32,22 @@ def test_bad_urls_among_good_ones_say_nothing_either() -> None:
         hosts.served(HOST)
 
 
+def paused(**settings: int) -> Hosts:
+    """Return hosts of which one was just paused, for a second."""
+    hosts = Hosts(**{"jobs": 4, "retries": 3, "wait_seconds": 1, **settings})
+    told = [refuse(hosts, f"bad{number}", 0) for number in range(FEW_REFUSED)]
+    assert told == [*[0] * (FEW_REFUSED - 1), 1]
+    return hosts
+
+
 def test_a_host_that_refuses_everything_is_paused_ever_longer_and_given_up() -> None:
-    hosts = Hosts(jobs=4, retries=3, wait_seconds=1)
-    assert refuse(hosts, "a", 0) == 0
-    waits = [refuse(hosts, "b", 0)]
-    now = 0.0
+    hosts = paused()
+    waits, now = [1.0], 0.0
     while waits[-1] != math.inf:
         assert hosts.wait(HOST, now) == waits[-1]
         now += waits[-1]
         assert hosts.wait(HOST, now) == 0
+        assert hosts.probe(HOST, now) == "", "it never served anything"
         waits.append(refuse(hosts, f"c{now}", now))
     assert waits == [1, 4, 16, math.inf]
     assert hosts.wait(HOST, now + 1e6) == math.inf
@@ -48,14 +55,28 @@ def test_a_host_that_refuses_everything_is_paused_ever_longer_and_given_up() -> 
 
 
 def test_after_a_pause_one_request_finds_out() -> None:
-    hosts = Hosts(jobs=4, retries=3, wait_seconds=1)
-    refuse(hosts, "a", 0)
-    refuse(hosts, "b", 0)
+    hosts = paused()
     assert hosts.wait(HOST, 2) == 0
     hosts.began(HOST)
     assert hosts.wait(HOST, 2) > 0, "the others wait for its outcome"
     hosts.served(HOST)
     assert hosts.wait(HOST, 2) == 0
+
+
+def test_a_host_is_asked_for_what_it_served_before_it_is_called_ill() -> None:
+    hosts = Hosts(jobs=4, retries=3, wait_seconds=1)
+    hosts.began(HOST)
+    hosts.served(HOST, "http://mirror.example.org/index")
+    now = 0.0
+    for number in range(MOST_REFUSED - 1):
+        if refuse(hosts, f"bad{number}", now):
+            assert hosts.probe(HOST, now) == "", "not during the pause"
+            now += 1
+            assert hosts.probe(HOST, now) == "http://mirror.example.org/index"
+            hosts.began(HOST)
+            hosts.served(HOST, "http://mirror.example.org/index", probe=True)
+            assert hosts.wait(HOST, now) == 0
+    assert refuse(hosts, "one too many", now) == math.inf
 
 
 @pytest.mark.parametrize(("asked", "kept"), [(7.0, 7.0), (0.1, 1.0), (86400.0, 300.0)])
@@ -71,7 +92,7 @@ def test_refusals_that_were_under_way_do_not_count_twice() -> None:
     for _ in range(16):
         hosts.began(HOST)
     told = [hosts.refused(HOST, Refusal(f"http://{HOST}/{n}", 503, 0, "busy"), 0.5) for n in range(16)]
-    assert told == [0, 1, *[0] * 14]
+    assert told == [*[0] * (FEW_REFUSED - 1), 1, *[0] * (16 - FEW_REFUSED)]
 
 
 def test_a_host_is_known_without_its_credentials() -> None:
