@@ -16,9 +16,9 @@ LONGEST_WAIT_SECONDS = 300.0
 # Each further pause of a host is so many times longer.
 PAUSE_GROWTH = 4
 # A host that refuses so many different URLs in a row is given up, whatever else it answers.
-MOST_REFUSED = 500
-# So few say nothing about a host.
-FEW_REFUSED = 4
+MOST_REFUSED = 64
+# With fewer the URLs are to blame.
+FEW_REFUSED = 2
 TOO_MANY_REQUESTS = 429
 
 
