@@ -119,6 +119,9 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         log.error("%s: %s", error.filename or config.working_dir, error.strerror or error)
         return NO_ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else INCOMPLETE
+    except KeyboardInterrupt:
+        log.error("interrupted; what is served is whole, and the next run goes on from here")
+        return INCOMPLETE
     finally:
         progress.stop()
 

@@ -108,6 +108,7 @@ class _Job:
     error: FetchError | None = None
     resumed: bool = False
     complete: bool = False
+    probe: bool = False
 
     @property
     def url(self) -> str:
@@ -312,14 +313,21 @@ class Fetcher:
             job.finish(None, UnreachableError(f"{job.url}: {host} was given up: {self._hosts.why_given_up(host)}"))
         elif wait > 0:
             self._put_aside(job, now + wait)
+        elif probe := self._hosts.probe(host_of(job.url), now):
+            self._send(_Job([probe], "HEAD", MemorySink(0), Validators(), lambda exchange, error: None, probe=True))
+            self._put_aside(job, now + self._config.retry_wait_seconds)
         else:
-            sink = job.sink
-            conditions = job.known.headers() if job.known.url == job.url else []
-            exchange = Exchange(job.url, job.method, (*sink.headers(job.url), *conditions))
-            exchange.on_body = self._body_taker(exchange, sink)
-            self._hosts.began(host_of(job.url))
-            self._busy[exchange] = job
-            self._wire.start(exchange)
+            self._send(job)
+
+    def _send(self, job: _Job) -> None:
+        """Put a request on the wire."""
+        sink = job.sink
+        conditions = job.known.headers() if job.known.url == job.url else []
+        exchange = Exchange(job.url, job.method, (*sink.headers(job.url), *conditions))
+        exchange.on_body = self._body_taker(exchange, sink)
+        self._hosts.began(host_of(job.url))
+        self._busy[exchange] = job
+        self._wire.start(exchange)
 
     def _body_taker(self, exchange: Exchange, sink: Sink) -> Callable[[bytes], bool]:
         def take(data: bytes) -> bool:
@@ -348,7 +356,7 @@ class Fetcher:
         host = host_of(job.url)
         error = self._verdict(exchange, job.sink, failure)
         if error is None:
-            self._hosts.served(host)
+            self._hosts.served(host, job.url, probe=job.probe)
             job.finish(exchange, None)
             return
         retry_after = _retry_after(exchange.headers.get("retry-after")) or 0.0
@@ -359,7 +367,9 @@ class Fetcher:
                 what = "given up for this run" if pause == math.inf else f"asked again in {pause:.0f} s"
                 log.warning("%s; %s is %s", error, host, what)
         else:
-            self._hosts.served(host)
+            self._hosts.served(host, probe=job.probe)
+        if job.probe:
+            return
         (job.missing if isinstance(error, MissingError) else job.tried).add(job.place)
         if not isinstance(error, MissingError) or job.error is None:
             job.error = error

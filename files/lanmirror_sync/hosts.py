@@ -1,7 +1,7 @@
 """Politeness towards upstream hosts: who is asked to wait, for how long, and who is given up. No I/O.
 
-One package that cannot be had is its own affair; a host that refuses one request after another is left alone
-for a while, then asked with a single request, and given up for this run when that goes on.
+Packages that cannot be had are their own affair; a host that refuses one request after another is left alone for
+a while, then asked for something that it has served before, and given up for this run when it refuses that too.
 Source: RFC 9110 (403, 429, 503, `Retry-After`), RFC 6585 (429).
 """
 
@@ -15,6 +15,10 @@ from urllib.parse import urlsplit
 LONGEST_WAIT_SECONDS = 300.0
 # Each further pause of a host is so many times longer.
 PAUSE_GROWTH = 4
+# A host that refuses so many different URLs in a row is given up, whatever else it answers.
+MOST_REFUSED = 500
+# So few say nothing about a host.
+FEW_REFUSED = 4
 TOO_MANY_REQUESTS = 429
 
 
@@ -44,22 +48,26 @@ class Refusal:
 class _Host:
     busy: int = 0
     refused: set[str] = field(default_factory=set)
+    ever_refused: set[str] = field(default_factory=set)
     pauses: int = 0
     until: float = 0.0
     given_up: str = ""
+    in_a_row: int = 0
+    good: str = ""
 
 
 class Hosts:
     """What is known of each host during a run. Times are seconds of a monotonic clock.
 
     Args:
-        jobs: requests at a time; a host that refuses half as many different ones in a row is paused.
+        jobs: requests at a time; a host that refuses half as many different ones in a row, and no fewer than
+            `FEW_REFUSED`, is paused.
         retries: how many pauses in a row a host gets before it is given up.
         wait_seconds: the first pause.
     """
 
     def __init__(self, jobs: int, retries: int, wait_seconds: float) -> None:
-        self._suspicious = max(2, jobs // 2)
+        self._suspicious = max(FEW_REFUSED, jobs // 2)
         self._retries = retries
         self._wait_seconds = wait_seconds
         self._hosts: dict[str, _Host] = {}
@@ -83,12 +91,26 @@ class Hosts:
         """Note that a request is under way."""
         self._hosts.setdefault(host, _Host()).busy += 1
 
-    def served(self, host: str) -> None:
-        """Note that a request ended with an answer that is not a refusal."""
+    def served(self, host: str, url: str = "", *, probe: bool = False) -> None:
+        """Note that a request ended with an answer that is not a refusal.
+
+        Args:
+            host: who answered.
+            url: what it served; "" where it only said that it has no such thing.
+            probe: whether that was only asked for to see how the host is.
+        """
         known = self._hosts[host]
         known.busy -= 1
         known.refused.clear()
         known.pauses, known.until = 0, 0.0
+        if not probe:
+            known.in_a_row = 0
+            known.good = url or known.good
+
+    def probe(self, host: str, now: float) -> str:
+        """Return what to ask a host for after a pause, before anything else; "" for just the next request."""
+        known = self._hosts.get(host)
+        return known.good if known and known.pauses and not known.busy and known.until <= now else ""
 
     def refused(self, host: str, refusal: Refusal, now: float) -> float:
         """Note a request that came to nothing.
@@ -99,10 +121,18 @@ class Hosts:
         """
         known = self._hosts[host]
         known.busy -= 1
+        known.in_a_row += refusal.url not in known.refused
         known.refused.add(refusal.url)
+        fresh = refusal.url not in known.ever_refused
+        known.ever_refused.add(refusal.url)
         if known.until > now or known.given_up:
             return 0.0  # it was under way when the pause began
+        if known.in_a_row >= MOST_REFUSED:
+            known.given_up = refusal.reason
+            return math.inf
         probing = known.pauses > 0
+        if probing and not fresh and refusal.status != TOO_MANY_REQUESTS:
+            return 0.0  # a few packages that it refuses for ever must not speak for all the others
         if refusal.status != TOO_MANY_REQUESTS and not probing and len(known.refused) < self._suspicious:
             return 0.0
         if known.pauses >= self._retries:

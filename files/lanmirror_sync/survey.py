@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urljoin
 
+from lanmirror_sync import repodata
 from lanmirror_sync.config import Config, Subdir
 from lanmirror_sync.fetch import Fetcher, Validators
 from lanmirror_sync.memory import Memory, known_files
@@ -22,7 +22,7 @@ from lanmirror_sync.repodata import Index, Package, RepodataError
 from lanmirror_sync.report import Report
 from lanmirror_sync.sinks import Landed
 from lanmirror_sync.store import Store, cores, digest
-from lanmirror_sync.upstream import Beside, Candidate, Search, Sent, older, unpack
+from lanmirror_sync.upstream import Beside, Candidate, Search, Sent, dated_before, newest, unpack
 
 # Parsed indexes of so many bytes are kept until they are published; further ones are read again.
 KEPT_BYTES = 1 << 27
@@ -112,7 +112,7 @@ class Survey:
         for subdir in subdirs:
             fact = self._memory.fact(f"{FACT}{subdir.path}")
             here = fact.get("sha256") and self._store.index_path(subdir.path).exists()
-            known = Validators(fact["url"], fact["etag"], fact["last_modified"]) if here else Validators()
+            known = _validators(fact) if here else Validators()
             searches.append((subdir, fact, Search(self._fetcher, subdir, known, fact["sha256"] if here else "")))
         for subdir, fact, search in searches:
             candidate = self._candidate(subdir, fact, search)
@@ -132,7 +132,7 @@ class Survey:
             candidate = search.read(sent, data)
             if candidate is None:
                 continue
-            if not candidate.index.packages and fact.get("held"):
+            if not candidate.index.packages and self._serves_packages(path, fact):
                 self._fail_index(path, f"{path}: the upstream's index names no package any more; ours is kept")
                 return None
             if not self._options.accept_older and self._is_older(path, fact, sent, data):
@@ -148,7 +148,7 @@ class Survey:
             self._report.unreachable += 1
         if search.problems:
             self._fail_index(path, f"{path}: no index can be used, ours is kept: {'; '.join(search.problems)}")
-        elif fact.get("held"):
+        elif self._serves_packages(path, fact):
             self._fail_index(path, f"{path}: the upstream does not have it any more; ours is kept")
         else:
             log.info("%s: the upstream does not have it", path)
@@ -160,13 +160,22 @@ class Survey:
             key = f"{FACT}{path}"
             self._memory.note(key, {**self._memory.fact(key), "failures": self._report.failures[str(path)]})
 
+    def _serves_packages(self, path: PurePosixPath, fact: Mapping[str, Any]) -> bool:
+        """Tell whether the served index names a package; it is read only where nothing is remembered of it."""
+        if "held" in fact:
+            return bool(fact["held"])
+        try:
+            return bool(repodata.parse(self._store.path(path / "repodata.json").read_bytes()).packages)
+        except (FileNotFoundError, RepodataError):
+            return False
+
     def _is_older(self, path: PurePosixPath, fact: Mapping[str, Any], sent: Sent, data: bytes) -> bool:
-        if not fact.get("sha256") or sent.sha256 == fact["sha256"]:
+        """Tell whether an index is older than ours: it has an earlier date, and its newest record is older too."""
+        if sent.sha256 == fact.get("sha256") or not dated_before(sent.validators, _validators(fact)):
             return False
         try:
-            ours = unpack(self._store.index_path(path).read_bytes(), fact["form"])
-            known = Validators(fact["url"], fact["etag"], fact["last_modified"])
-            return older(sent.validators, unpack(data, sent.form), known, ours)
+            ours = newest(unpack(self._store.index_path(path).read_bytes(), fact["form"]))
+            return newest(unpack(data, sent.form)) < ours
         except (OSError, RepodataError):
             return False
 
@@ -240,3 +249,7 @@ class Survey:
             rough, held=rough.held + held, held_bytes=rough.held_bytes + size, check=(),
             replace=(*rough.replace, *wrong),
         )  # fmt: skip
+
+
+def _validators(fact: Mapping[str, Any]) -> Validators:
+    return Validators(fact.get("url", ""), fact.get("etag", ""), fact.get("last_modified", ""))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -133,14 +134,23 @@ class Run:
             ) from error
 
     def _downloads(self, tasks: Iterable[Task], installers: Iterable[Download], *, big: bool) -> Iterator[Download]:
-        """Yield what is to be fetched, of one size, as it is asked for: half a million at once are too much."""
-        for task in tasks:
-            for package in (*task.plan.fetch, *task.plan.replace):
-                if big == ((package.size or 0) > BIG_BYTES):
-                    yield self._download(task, package)
-        for download in installers:
-            if big == ((download.expected.size or 0) > BIG_BYTES):
+        """Yield what is to be fetched, of one size, as it is asked for: half a million at once are too much.
+
+        One of each subdir in turn, so that a channel whose files cannot be had does not stand before the others.
+        """
+        feeds: deque[Iterator[Download]] = deque(self._of_task(task, big=big) for task in tasks)
+        feeds.append(item for item in installers if big == ((item.expected.size or 0) > BIG_BYTES))
+        while feeds:
+            feed = feeds.popleft()
+            download = next(feed, None)
+            if download:
                 yield download
+                feeds.append(feed)
+
+    def _of_task(self, task: Task, *, big: bool) -> Iterator[Download]:
+        for package in (*task.plan.fetch, *task.plan.replace):
+            if big == ((package.size or 0) > BIG_BYTES):
+                yield self._download(task, package)
 
     def _download(self, task: Task, package: Package) -> Download:
         name, path = package.file_name, task.path / package.file_name

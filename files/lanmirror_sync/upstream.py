@@ -216,22 +216,18 @@ def _unpack_bz2(data: bytes, limit: int) -> bytes:
     return bytes(unpacked)
 
 
-def older(sent: Validators, data: bytes, ours: Validators, our_data: bytes) -> bool:
-    """Tell whether an upstream's index is older than the one that was published.
+def dated_before(sent: Validators, ours: Validators) -> bool:
+    """Tell whether an upstream's index has an earlier date than the one that was published.
 
-    `Last-Modified` alone does not tell: mirrors date a file by when they fetched it. So the newest record has
-    to be older as well.
-
-    Args:
-        sent: validators of the index on offer.
-        data: its `repodata.json`.
-        ours: validators of the index that was published.
-        our_data: its `repodata.json`.
+    That alone does not make it older: mirrors date a file by when they fetched it. See `newest`.
     """
     was, now = _moment(ours.last_modified), _moment(sent.last_modified)
-    if was is None or now is None or now >= was:
-        return False
-    return _newest(data) < _newest(our_data)
+    return was is not None and now is not None and now < was
+
+
+def newest(data: bytes) -> int:
+    """Return the latest timestamp of a record of a `repodata.json`, milliseconds of Unix time; 0 if there is none."""
+    return max((int(match[1]) for match in TIMESTAMP.finditer(data)), default=0)
 
 
 def _moment(date: str) -> float | None:
@@ -239,8 +235,3 @@ def _moment(date: str) -> float | None:
         return email.utils.parsedate_to_datetime(date).timestamp()
     except ValueError:
         return None
-
-
-def _newest(data: bytes) -> int:
-    """Return the latest timestamp of a record, milliseconds of Unix time; 0 where there is none."""
-    return max((int(match[1]) for match in TIMESTAMP.finditer(data)), default=0)

@@ -7,10 +7,13 @@ from typing import Any
 
 import yaml
 from ansible.parsing.dataloader import DataLoader  # type: ignore[import-untyped]  # it ships no types
+from ansible.plugins.loader import filter_loader  # type: ignore[import-untyped]  # it ships no types
 from ansible.template import Templar, trust_as_template  # type: ignore[import-untyped]  # it ships no types
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROLES = sorted(path.parent.parent.name for path in ROOT.glob("roles/*/tasks/main.yml"))
+for folder in ROOT.glob("roles/*/filter_plugins"):
+    filter_loader.add_directory(str(folder))
 FACTS = {
     "os_family": "Debian",
     "distribution": "Debian",

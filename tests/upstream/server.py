@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -87,6 +88,10 @@ class Upstream:
     def url(self) -> str:
         """Its address, without a slash at the end."""
         return f"http://127.0.0.1:{self._server.server_port}"
+
+    def wrap(self, context: ssl.SSLContext) -> None:
+        """Speak TLS; before `start`."""
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
 
     def start(self) -> None:
         """Begin to answer."""
