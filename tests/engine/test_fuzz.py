@@ -72,7 +72,8 @@ def values_replaced(data: bytes, dice: random.Random) -> bytes:
             case 0:
                 node[key] = dice.choice(ODD)
             case 1:
-                node[key] = dice.choice(places)[0].get(dice.choice(places)[1], 0)
+                other, name = dice.choice(places)
+                node[key] = json.loads(json.dumps(other.get(name)))  # a copy: it may hold this very place
             case 2:
                 name = dice.choice(["../y-1-0.conda", "", ".conda", "y-1-0.conda\n", "packages", key + "x"])
                 node[name] = node.get(key)

@@ -84,6 +84,19 @@ def test_one_package_that_stalls_holds_up_nothing_but_itself(lab: Lab) -> None:
     assert lab.problems() == []
 
 
+@pytest.mark.parametrize("jobs", [1, 2, 4, 16])
+def test_a_few_packages_that_are_refused_for_ever_do_not_make_the_host_look_ill(lab: Lab, jobs: int) -> None:
+    """They stand next to each other in the index, as the versions of one package do."""
+    lab.settings |= {"jobs": jobs, "retries": 3, "retry_wait_seconds": 0.05}
+    bad = [f"lib000{number}" for number in (1, 2, 3)]
+    for name in bad:
+        lab.fault(f"*/{name}-*", status=503)
+    run = lab.sync()
+    assert run.code == 1, run.log
+    named = lab.check().named[f"{LINUX}/repodata.json"]
+    assert len(named) == 14 - len(bad), run.log
+
+
 # ---- misled --------------------------------------------------------------------------------------------------
 
 
