@@ -6,10 +6,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from statistics import median
+from threading import Event
 
 from bench import channels, tools
 from bench.channels import CHANNEL, SUBDIR, Channel
@@ -332,51 +336,76 @@ def shards(folder: Path) -> set[str]:
 # ---- one package that cannot be had ----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A run with or without a package that cannot be had: its cost, and seconds from its start; infinite for never.
+
+    Attributes:
+        cost: of the whole run.
+        placed: until the last of the other packages stood in its place.
+        served: until there was an index of their subdir.
+        elsewhere: until there was one of the channel's other subdir.
+    """
+
+    cost: Cost
+    placed: float
+    served: float
+    elsewhere: float
+
+
 def stuck_package(bench: Bench) -> Result:
-    """See what one package that cannot be had holds up."""
+    """See what one package that cannot be had holds up, by runs with it and, in turn, without it."""
     channel = channels.small(bench.www, 60 if bench.quick else 400)
-    others = [name for name in channel.packages() if name != VICTIM]
-    rows, bars, notes = [], [], []
-    usual = 0.0
-    for fault in ("", *FAULTS):
-        job = bench.job("stuck", channel, far=True, jobs=16, prefix=f"/{fault}" if fault else "")
-        job = replace(job, arches=("noarch", SUBDIR))
-        clear(job)
-        cost = bench.run(bench.engine, job, far=True, limit=STUCK_SECONDS)
-        placed = since(cost, [job.folder / ENGINE_SUBDIR / name for name in others])
-        noarch = since(cost, [job.folder / "cloud" / CHANNEL / "noarch" / "repodata.json"])
-        index = since(cost, [job.folder / ENGINE_SUBDIR / "repodata.json"])
-        name = f"one package: {fault}" if fault else "nothing wrong"
-        say(name, cost)
-        rows.append(Row(f"engine, {name}", [cost], "does not end" if cost.late else ""))
+    usual, stuck = [], {}
+    for fault in FAULTS:
+        usual.append(trial(bench, channel, ""))
+        say("engine, nothing wrong", usual[-1].cost)
+        stuck[fault] = trial(bench, channel, fault)
+        say(f"engine, one package: {fault}", stuck[fault].cost)
+    placed, served = (median(getattr(run, what) for run in usual) for what in ("placed", "served"))
+    rows = [Row("engine, nothing wrong", [run.cost for run in usual])]
+    bars, notes = [], [f"- nothing wrong: packages in place after {placed:.2f} s, their index after {served:.2f} s"]
+    for fault, run in stuck.items():
+        rows.append(Row(f"engine, one package: {fault}", [run.cost], "does not end" if run.cost.late else ""))
+        text = f"{fault}: the others not in place later than 1.25 times without it"
+        bars.append(at_most(text, run.placed / placed, 1.25, "times"))
+        text = f"{fault}: an index names the others not later than 1.25 times without it"
+        bars.append(at_most(text, run.served / served, 1.25, "times"))
         notes.append(
-            f"- {name}: the other packages in place after {placed}, noarch published after {noarch}, this subdir "
-            f"last after {index}; {problem(cost) or 'exit code 0'}"
+            f"- {fault}: the others in place after {run.placed:.2f} s, their index after {run.served:.2f} s, the "
+            f"channel's other subdir after {run.elsewhere:.2f} s; {problem(run.cost) or 'exit code 0'}"
         )
-        if not fault:
-            usual = placed.seconds
-        else:
-            text = f"{fault}: the others not later than 1.25 times without it"
-            bars.append(at_most(text, placed.seconds / usual if usual else float("inf"), 1.25, "times"))
     return Result("One package that cannot be had, 60 ms round trip, 16 connections", rows, bars, ["\n".join(notes)])
 
 
-@dataclass(frozen=True)
-class Moment:
-    """How long after the start of a run the last of some files stood in its place; infinite where one does not."""
-
-    seconds: float
-
-    def __str__(self) -> str:
-        return f"{self.seconds:.2f} s" if self.seconds < float("inf") else "never"
-
-
-def since(cost: Cost, files: Iterable[Path]) -> Moment:
-    """Return when the last of some files came to its place (its inode's change time, which a rename sets)."""
+def trial(bench: Bench, channel: Channel, fault: str) -> Trial:
+    """Run the engine from nothing, with one package at fault or none."""
+    job = bench.job("stuck", channel, far=True, jobs=16, prefix=f"/{fault}" if fault else "")
+    job = replace(job, arches=("noarch", SUBDIR))
+    clear(job)
+    index = job.folder / ENGINE_SUBDIR / "repodata.json"
+    elsewhere = job.folder / "cloud" / CHANNEL / "noarch" / "repodata.json"
+    with ThreadPoolExecutor(2) as watchers:
+        ended = Event()
+        seen = [watchers.submit(appeared, file, ended) for file in (index, elsewhere)]
+        cost = bench.run(bench.engine, job, far=True, limit=STUCK_SECONDS)
+        ended.set()
+        served, other = (future.result() - cost.began for future in seen)
     try:
-        return Moment(max(file.stat().st_ctime for file in files) - cost.began)
+        # A rename sets the change time of the inode.
+        last = max((index.parent / name).stat().st_ctime for name in job.names if name != VICTIM)
     except FileNotFoundError:
-        return Moment(float("inf"))
+        last = inf
+    clear(job)
+    return Trial(cost, last - cost.began, served, other)
+
+
+def appeared(file: Path, ended: Event) -> float:
+    """Return when a file appeared (Unix time, seconds), within a twentieth of a second; infinite for never."""
+    while not file.exists():
+        if ended.wait(0.05):
+            return inf
+    return time.time()
 
 
 def all_scenarios(*, quick: bool) -> dict[str, Callable[[Bench], Result]]:
