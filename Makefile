@@ -8,7 +8,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
+# Debian's releases under test, and that of the lab.
 DISTROS ?= bookworm trixie
+export LANMIRROR_DISTRO ?= bookworm
+# Molecule in plain lines, which a log shows as they are.
+export MOLECULE_COMMAND_BORDERS := false
 
 .PHONY: help
 help: ## Show this list
@@ -25,15 +29,21 @@ $(VENV)/.made: requirements-dev.txt
 docker: ## Make a Docker engine and the base images ready (installs what is missing)
 	@molecule/bootstrap $(DISTROS)
 
+# A lab that is not whole, for example since the machine was switched off, is made anew.
 .PHONY: up
 up: $(VENV)/.made ## Bring up a lab in containers: server and workstation, with packages installed through it
-	@molecule/bootstrap bookworm
+	@molecule/bootstrap $(LANMIRROR_DISTRO)
+	[ "$$(docker ps --quiet --filter label=lanmirror.scenario=lab | wc -l)" = 3 ] || molecule destroy -s lab
 	molecule converge -s lab
 	molecule side-effect -s lab
 
+.PHONY: show
+show: ## Print what the roles have written on the machines of the lab
+	@molecule/show
+
 .PHONY: down
 down: $(VENV)/.made ## Remove the lab
-	@molecule destroy -s lab
+	@if docker info > /dev/null 2>&1; then molecule destroy -s lab; else echo "no Docker engine runs, and so no lab"; fi
 
 .PHONY: lint
 lint: $(VENV)/.made ## Check the style of everything

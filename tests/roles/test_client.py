@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import configparser
+import datetime
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +31,7 @@ def load(path: Path) -> ModuleType:
 
 
 client = load(ROLE / "filter_plugins" / "client_settings.py")
+trust = load(ROLE / "filter_plugins" / "client_trust.py")
 PIP = client.pip_settings(URL)
 CONDA = client.conda_settings(URL, ["main", "r"], ["conda-forge"])
 
@@ -379,3 +385,57 @@ def test_module_writes_through_a_link_and_keeps_the_mode(tmp_path: Path) -> None
     assert (module.read(link), real.stat().st_mode & 0o777) == ("two\n", 0o600)
     assert sorted(path.name for path in real.parent.iterdir()) == ["pip.conf"]
     assert module.read(tmp_path / "none") is None
+
+
+# ---- trust -------------------------------------------------------------------------------------------------
+
+BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+
+
+def test_tools_use_the_trust_store_where_a_root_is_given() -> None:
+    assert client.pip_settings("https://mirror.lab.lan", BUNDLE)["cert"] == BUNDLE
+    assert client.conda_settings("https://mirror.lab.lan", [], [], BUNDLE)["ssl_verify"] == BUNDLE
+    texts = "[global]\ncert = /old.pem\n", "ssl_verify: false\n"
+    there = client.client_plan(files(*texts), "present", "https://mirror.lab.lan", [], [], ca_bundle=BUNDLE)
+    new = [str(entry["content"]) for entry in there.values()]
+    assert client.parse_pip(new[0])["global"]["cert"] == BUNDLE
+    assert yaml.safe_load(new[1])["ssl_verify"] == BUNDLE
+    back = client.client_plan(files(*new), "absent", "", [], [])
+    assert tuple(entry["content"] for entry in back.values()) == texts
+
+
+def certificate(name: str, *, authority: bool = True, days: int = 1) -> str:
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    built = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(9))
+        .not_valid_after(now + datetime.timedelta(days))
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+    )
+    return built.sign(key, SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+def test_each_root_gets_a_file_of_its_own() -> None:
+    one, two = certificate("one"), certificate("two")
+    found = trust.client_ca_certificates(f"# ours\n{one}\n{two.replace(chr(10), chr(13) + chr(10))}{one}")
+    assert [entry["problem"] for entry in found] == [None, None]
+    assert found[0]["text"] == one
+    assert len({entry["name"] for entry in found}) == 2
+    assert trust.client_ca_certificates(one) == found[:1]
+    assert trust.client_ca_certificates(" \n") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("/etc/ssl/root.pem", "no certificate in PEM form"),
+        (certificate("server", authority=False), "a server's certificate"),
+        (certificate("old", days=-1), "ended on"),
+        (certificate("broken").replace("M", "N"), "cannot read"),
+        (certificate("key") + "-----BEGIN PRIVATE KEY-----\n", "private key"),
+    ],
+)
+def test_what_is_no_root_is_refused(text: str, problem: str) -> None:
+    assert problem in str(trust.client_ca_certificates(text)[0]["problem"])

@@ -56,8 +56,12 @@ def playbook() -> Playbook:
     def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["ansible-playbook", "-i", INVENTORY, PROJECT / name, *arguments],
-            check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
-        )  # fmt: skip
+            check=False,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
+        )
 
     return run
 
@@ -75,8 +79,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     if report.failed:
         for name, what in (
-            ("journal", ["journalctl", "--no-pager", "--lines=60"]),
-            ("nginx", ["tail", "-n", "20", "/var/log/nginx/access.log", "/var/log/nginx/error.log"]),
+            ("journal", ["journalctl", "--no-pager", "--lines=60", "--unit=devpi", "--unit=nginx", "--unit=cron"]),
+            ("nginx", ["sh", "-c", "tail -n 20 /var/log/nginx/access.log /var/log/nginx/error.log | cut -c -200"]),
             ("sync", ["tail", "-n", "20", "/var/log/conda-mirror/sync.log"]),
         ):
             done = subprocess.run(

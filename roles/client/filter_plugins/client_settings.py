@@ -216,12 +216,18 @@ def apply_pip(text: str | None, settings: Mapping[str, str]) -> str:
     return result
 
 
-def pip_settings(server_url: str) -> dict[str, str]:
-    """Give pip's settings for a server; `trusted-host` only where pip would refuse plain HTTP otherwise."""
+def pip_settings(server_url: str, ca_bundle: str = "") -> dict[str, str]:
+    """Give pip's settings for a server; `trusted-host` only where pip would refuse plain HTTP otherwise.
+
+    Before 24.2, and on Python before 3.10, pip knows only the authorities that it brings along: with `ca_bundle`, the
+    path of a file, it takes those instead.
+    """
     parts = urlsplit(server_url)
     settings = {"index-url": f"{server_url.rstrip('/')}/root/pypi/+simple/"}
     if parts.scheme == "http":
         settings["trusted-host"] = parts.netloc
+    if ca_bundle:
+        settings["cert"] = ca_bundle
     return settings
 
 
@@ -362,14 +368,21 @@ def apply_conda(text: str | None, settings: Mapping[str, Any]) -> str:
     return result
 
 
-def conda_settings(server_url: str, repos: Sequence[str], channels: Sequence[str]) -> dict[str, Any]:
-    """Give conda's settings for a server; `custom_channels` holds base URLs without the channel's name."""
+def conda_settings(
+    server_url: str, repos: Sequence[str], channels: Sequence[str], ca_bundle: str = ""
+) -> dict[str, Any]:
+    """Give conda's settings for a server; `custom_channels` holds base URLs without the channel's name.
+
+    conda and mamba know only the authorities that they bring along, or those of `ca_bundle`, the path of a file.
+    """
     base = f"{server_url.rstrip('/')}/anaconda"
     settings: dict[str, Any] = {"show_channel_urls": True}
     if repos:
         settings["default_channels"] = [f"{base}/pkgs/{repo}" for repo in repos]
     if channels:
         settings["custom_channels"] = dict.fromkeys(channels, f"{base}/cloud")
+    if ca_bundle:
+        settings["ssl_verify"] = ca_bundle
     return settings
 
 
@@ -394,7 +407,13 @@ def client_targets(
 
 
 def client_plan(
-    files: Sequence[Mapping[str, Any]], state: str, server_url: str, repos: Sequence[str], channels: Sequence[str]
+    files: Sequence[Mapping[str, Any]],
+    state: str,
+    server_url: str,
+    repos: Sequence[str],
+    channels: Sequence[str],
+    *,
+    ca_bundle: str = "",
 ) -> dict[str, dict[str, str | None]]:
     """Work out what each file shall hold.
 
@@ -404,13 +423,14 @@ def client_plan(
         server_url: see client_server_url.
         repos: see client_conda_repos.
         channels: see client_conda_channels.
+        ca_bundle: path of the file of authorities that the tools shall use; empty for their own.
 
     Returns:
         By the target's key: `content` (None: the file shall not be there) and `problem` (None: there is none).
     """
     edits: dict[str, Callable[[str | None], str]] = {
-        "pip": lambda text: apply_pip(text, pip_settings(server_url)),
-        "conda": lambda text: apply_conda(text, conda_settings(server_url, repos, channels)),
+        "pip": lambda text: apply_pip(text, pip_settings(server_url, ca_bundle)),
+        "conda": lambda text: apply_conda(text, conda_settings(server_url, repos, channels, ca_bundle)),
     }
     plan: dict[str, dict[str, str | None]] = {}
     for read in files:
