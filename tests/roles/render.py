@@ -12,8 +12,8 @@ from ansible.template import Templar, trust_as_template  # type: ignore[import-u
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROLES = sorted(path.parent.parent.name for path in ROOT.glob("roles/*/tasks/main.yml"))
-for plugins in ROOT.glob("roles/*/filter_plugins"):
-    filter_loader.add_directory(str(plugins))
+for folder in ROOT.glob("roles/*/filter_plugins"):
+    filter_loader.add_directory(str(folder))
 FACTS = {
     "os_family": "Debian",
     "distribution": "Debian",
