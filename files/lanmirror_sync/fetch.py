@@ -353,34 +353,35 @@ class Fetcher:
     def _ended(self, exchange: Exchange, failure: Failure | None) -> None:
         """See how an exchange ended, and what to do about it."""
         job = self._busy.pop(exchange)
-        host = host_of(job.url)
         error = self._verdict(exchange, job.sink, failure)
-        if error is None:
-            self._hosts.served(host, job.url, probe=job.probe)
-            job.finish(exchange, None)
-            return
-        retry_after = _retry_after(exchange.headers.get("retry-after")) or 0.0
-        now = time.monotonic()
+        wait = _retry_after(exchange.headers.get("retry-after"))
+        now = time.monotonic()  # not before the line above, or a date would be a little early
+        host = host_of(job.url)
         if isinstance(error, UnreachableError):
-            pause = self._hosts.refused(host, Refusal(job.url, exchange.status, retry_after, str(error)), now)
+            pause = self._hosts.refused(host, Refusal(job.url, exchange.status, wait, str(error)), now)
             if pause:
                 what = "given up for this run" if pause == math.inf else f"asked again in {pause:.0f} s"
                 log.warning("%s; %s is %s", error, host, what)
         else:
-            self._hosts.served(host, probe=job.probe)
-        if job.probe:
-            return
-        (job.missing if isinstance(error, MissingError) else job.tried).add(job.place)
-        if not isinstance(error, MissingError) or job.error is None:
+            self._hosts.served(host, now, "" if error else job.url, probe=job.probe)
+        if error is None:
+            job.finish(exchange, None)
+        elif not job.probe:
+            self._failed(job, error, max(self._config.retry_wait_seconds * 2**job.tries, wait), now)
+
+    def _failed(self, job: _Job, error: FetchError, wait: float, now: float) -> None:
+        """Ask the next place, or all of them again in `wait` seconds; or give the request up."""
+        missing = isinstance(error, MissingError)
+        (job.missing if missing else job.tried).add(job.place)
+        if not missing or job.error is None:
             job.error = error
-        if job.optional and isinstance(error, MissingError):
+        if missing and job.optional:
             job.finish(None, error)
         elif len(job.missing | job.tried) < len(job.urls):
             self._ready.append(job)
         elif not job.tried or job.tries >= self._config.retries:
             job.finish(None, job.error if job.tried else error)
         else:
-            wait = max(self._config.retry_wait_seconds * 2**job.tries, retry_after)
             log.debug("%s; again in %.1f s", error, wait)
             job.tried.clear()
             job.tries += 1
@@ -423,12 +424,12 @@ class Fetcher:
         return error
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Return the seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), None where it is unreadable."""
+def _retry_after(value: str | None) -> float:
+    """Return the seconds that a `Retry-After` asks for (RFC 9110, 10.2.3); 0 where there is none to read."""
     if value is None:
-        return None
+        return 0.0
     if value.strip().isdecimal():
         return float(value)
     with contextlib.suppress(ValueError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return None
+    return 0.0

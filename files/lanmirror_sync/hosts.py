@@ -16,9 +16,9 @@ LONGEST_WAIT_SECONDS = 300.0
 # Each further pause of a host is so many times longer.
 PAUSE_GROWTH = 4
 # A host that refuses so many different URLs in a row is given up, whatever else it answers.
-MOST_REFUSED = 500
-# So few say nothing about a host.
-FEW_REFUSED = 4
+MOST_REFUSED = 64
+# With fewer the URLs are to blame.
+FEW_REFUSED = 2
 TOO_MANY_REQUESTS = 429
 
 
@@ -91,18 +91,21 @@ class Hosts:
         """Note that a request is under way."""
         self._hosts.setdefault(host, _Host()).busy += 1
 
-    def served(self, host: str, url: str = "", *, probe: bool = False) -> None:
+    def served(self, host: str, now: float, url: str = "", *, probe: bool = False) -> None:
         """Note that a request ended with an answer that is not a refusal.
 
         Args:
             host: who answered.
+            now: see the class.
             url: what it served; "" where it only said that it has no such thing.
             probe: whether that was only asked for to see how the host is.
         """
         known = self._hosts[host]
         known.busy -= 1
+        if known.until > now:
+            return  # it was under way when the pause began
         known.refused.clear()
-        known.pauses, known.until = 0, 0.0
+        known.pauses = 0
         if not probe:
             known.in_a_row = 0
             known.good = url or known.good

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import random
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -136,7 +137,8 @@ class Run:
     def _downloads(self, tasks: Iterable[Task], installers: Iterable[Download], *, big: bool) -> Iterator[Download]:
         """Yield what is to be fetched, of one size, as it is asked for: half a million at once are too much.
 
-        One of each subdir in turn, so that a channel whose files cannot be had does not stand before the others.
+        One of each subdir in turn, and there in no order: what an upstream refuses often stands side by side, and
+        would look like a host that refuses everything.
         """
         feeds: deque[Iterator[Download]] = deque(self._of_task(task, big=big) for task in tasks)
         feeds.append(item for item in installers if big == ((item.expected.size or 0) > BIG_BYTES))
@@ -148,7 +150,9 @@ class Run:
                 feeds.append(feed)
 
     def _of_task(self, task: Task, *, big: bool) -> Iterator[Download]:
-        for package in (*task.plan.fetch, *task.plan.replace):
+        packages = [*task.plan.fetch, *task.plan.replace]
+        random.Random(len(packages)).shuffle(packages)  # noqa: S311 - nobody is to be surprised
+        for package in packages:
             if big == ((package.size or 0) > BIG_BYTES):
                 yield self._download(task, package)
 

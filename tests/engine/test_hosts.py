@@ -29,7 +29,7 @@ def test_bad_urls_among_good_ones_say_nothing_either() -> None:
     for number in range(100):
         assert refuse(hosts, f"bad{number}", number) == 0
         hosts.began(HOST)
-        hosts.served(HOST)
+        hosts.served(HOST, number)
 
 
 def paused(**settings: int) -> Hosts:
@@ -59,22 +59,21 @@ def test_after_a_pause_one_request_finds_out() -> None:
     assert hosts.wait(HOST, 2) == 0
     hosts.began(HOST)
     assert hosts.wait(HOST, 2) > 0, "the others wait for its outcome"
-    hosts.served(HOST)
+    hosts.served(HOST, 2)
     assert hosts.wait(HOST, 2) == 0
 
 
 def test_a_host_is_asked_for_what_it_served_before_it_is_called_ill() -> None:
-    hosts = Hosts(jobs=4, retries=3, wait_seconds=1)
+    hosts, now = Hosts(jobs=4, retries=3, wait_seconds=1), 0.0
     hosts.began(HOST)
-    hosts.served(HOST, "http://mirror.example.org/index")
-    now = 0.0
+    hosts.served(HOST, now, "http://mirror.example.org/index")
     for number in range(MOST_REFUSED - 1):
         if refuse(hosts, f"bad{number}", now):
             assert hosts.probe(HOST, now) == "", "not during the pause"
             now += 1
             assert hosts.probe(HOST, now) == "http://mirror.example.org/index"
             hosts.began(HOST)
-            hosts.served(HOST, "http://mirror.example.org/index", probe=True)
+            hosts.served(HOST, now, "http://mirror.example.org/index", probe=True)
             assert hosts.wait(HOST, now) == 0
     assert refuse(hosts, "one too many", now) == math.inf
 
@@ -93,6 +92,14 @@ def test_refusals_that_were_under_way_do_not_count_twice() -> None:
         hosts.began(HOST)
     told = [hosts.refused(HOST, Refusal(f"http://{HOST}/{n}", 503, 0, "busy"), 0.5) for n in range(16)]
     assert told == [*[0] * (FEW_REFUSED - 1), 1, *[0] * (16 - FEW_REFUSED)]
+
+
+def test_an_answer_that_was_under_way_does_not_end_a_pause() -> None:
+    hosts = Hosts(jobs=4, retries=3, wait_seconds=1)
+    hosts.began(HOST)
+    assert refuse(hosts, "a", 0, status=429, retry_after=30) == 30
+    hosts.served(HOST, 0.1)
+    assert hosts.wait(HOST, 1) == 29
 
 
 def test_a_host_is_known_without_its_credentials() -> None:
