@@ -47,6 +47,8 @@ class Refusal:
 @dataclass
 class _Host:
     busy: int = 0
+    # Of these, how many were under way when the pause began: one may be long, or stall.
+    earlier: int = 0
     refused: set[str] = field(default_factory=set)
     ever_refused: set[str] = field(default_factory=set)
     pauses: int = 0
@@ -79,7 +81,7 @@ class Hosts:
             return 0.0
         if known.given_up:
             return math.inf
-        if known.pauses and known.busy and known.until <= now:
+        if known.pauses and known.busy > known.earlier and known.until <= now:
             return self._wait_seconds  # one request at a time finds out whether it is well again
         return max(0.0, known.until - now)
 
@@ -101,7 +103,7 @@ class Hosts:
             probe: whether that was only asked for to see how the host is.
         """
         known = self._hosts[host]
-        known.busy -= 1
+        self._over(known)
         if known.until > now:
             return  # it was under way when the pause began
         known.refused.clear()
@@ -113,7 +115,7 @@ class Hosts:
     def probe(self, host: str, now: float) -> str:
         """Return what to ask a host for after a pause, before anything else; "" for just the next request."""
         known = self._hosts.get(host)
-        return known.good if known and known.pauses and not known.busy and known.until <= now else ""
+        return known.good if known and known.pauses and known.busy <= known.earlier and known.until <= now else ""
 
     def refused(self, host: str, refusal: Refusal, now: float) -> float:
         """Note a request that came to nothing.
@@ -123,7 +125,7 @@ class Hosts:
             the URL is to blame so far.
         """
         known = self._hosts[host]
-        known.busy -= 1
+        self._over(known)
         known.in_a_row += refusal.url not in known.refused
         known.refused.add(refusal.url)
         fresh = refusal.url not in known.ever_refused
@@ -146,4 +148,10 @@ class Hosts:
         known.refused.clear()
         known.pauses += 1
         known.until = now + wait
+        known.earlier = known.busy
         return wait
+
+    @staticmethod
+    def _over(known: _Host) -> None:
+        known.busy -= 1
+        known.earlier = min(known.earlier, known.busy)

@@ -86,6 +86,17 @@ def test_429_is_a_word_of_the_host_and_retry_after_is_kept_within_reason(asked: 
     assert hosts.wait("another.example.org", 0) == 0
 
 
+def test_a_long_transfer_from_before_a_pause_does_not_prolong_it() -> None:
+    hosts = Hosts(jobs=2, retries=3, wait_seconds=1)
+    hosts.began(HOST)
+    refuse(hosts, "a", 0, status=429)
+    assert hosts.wait(HOST, 2) == 0
+    hosts.began(HOST)
+    assert hosts.wait(HOST, 2) > 0, "the others wait for the one that finds out"
+    hosts.served(HOST, 2)
+    assert hosts.wait(HOST, 2) == 0
+
+
 def test_refusals_that_were_under_way_do_not_count_twice() -> None:
     hosts = Hosts(jobs=2, retries=1, wait_seconds=1)
     for _ in range(16):
