@@ -189,6 +189,8 @@ def _shards(client: Client, folder: str, body: bytes) -> Iterator[tuple[dict[str
         # Names of packages are the same in any case; clients ask in lower case.
         strays = {record["name"].lower() for _, record in _records(shard)} - {name.lower()}
         assert not strays, f"the shard {name} has records of {strays}"
+        hashes = [record[key] for _, record in _records(shard) for key in ("sha256", "md5") if record.get(key)]
+        assert all(isinstance(value, bytes) for value in hashes), f"a hash in the shard {name} is not raw"
         yield shard, base
 
 
