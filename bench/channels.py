@@ -131,7 +131,7 @@ def many(www: Path, count: int, versions: int, *, patched: bool) -> Many:
             repodata patch), or, where False, one package, of which a new build comes and the old one goes.
     """
     contents = pool(www)
-    tree = f"many-{count}"
+    tree = f"{'patched' if patched else 'changed'}-{count}-{versions}"
 
     def make_index(folder: Path) -> None:
         records = _records(contents.packages(), count)
@@ -154,7 +154,7 @@ def many(www: Path, count: int, versions: int, *, patched: bool) -> Many:
         for version in range(versions):
             link(contents, index / str(version), subdir)
 
-    index = _made(www.parent / "index" / f"{tree}-{versions}", make_index)
+    index = _made(www.parent / "index" / tree, make_index)
     made = _made(www / tree, make_files)
     served = Channel(tree, made / CHANNEL / SUBDIR)
     return Many(served, tuple(index / str(version) for version in range(versions)))
