@@ -99,17 +99,26 @@ def test_pages_are_kept_for_mirrors_alone_and_for_as_long_as_the_variable_says()
         "a/b.c": {"type": "mirror"},
     }
     site = render("devpi", "devpi-locations.conf.j2", __devpi_indexes=indexes)
-    assert 'location ~ "^/(?<devpi_index>root/pypi|a/b\\.c)/' in site
+    assert 'location ~ "^/(root/pypi|a/b\\.c)/' in site
     http = render("devpi", "devpi-http.conf.j2", __devpi_indexes=indexes, devpi_pages_max_stale=154)
     assert "stale-while-revalidate=77, stale-if-error=77" in http
     assert "LANMIRROR_MAX_STALE=77" in render("devpi", "devpi.service.j2", devpi_pages_max_stale=154)
     assert "inactive=137s" in http
 
 
+def test_files_of_the_site_stand_alone_in_the_order_in_which_they_are_checked() -> None:
+    http = render("devpi", "devpi-http.conf.j2")
+    made = set(re.findall(r"map .+ \$(\w+) \{|\(\?<(\w+)>", http))
+    used = set(re.findall(r"\$(devpi_\w+)", http))
+    assert used <= {name for pair in made for name in pair}
+
+
 def test_key_of_a_page_changes_with_the_settings_of_its_mirror() -> None:
     def generation(url: str) -> str:
         indexes = {"root/pypi": {"type": "mirror", "mirror_url": url}}
-        found = re.search(r'"root/pypi" (\w{12});', render("devpi", "devpi-http.conf.j2", __devpi_indexes=indexes))
+        found = re.search(
+            r'"~\^/root/pypi/\\\+simple/" (\w{12});', render("devpi", "devpi-http.conf.j2", __devpi_indexes=indexes)
+        )
         assert found is not None
         return found[1]
 
