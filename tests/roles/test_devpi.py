@@ -211,6 +211,13 @@ def refusals(**variables: Any) -> list[str]:
     return messages
 
 
+@pytest.mark.parametrize("users", ["hush", ["hush"], {"alice": "hush"}])
+def test_users_of_a_wrong_shape_are_not_shown(users: Any) -> None:
+    (problem,) = declared.devpi_user_problems(users)
+    assert "must be a list" in problem
+    assert "hush" not in problem
+
+
 def test_defaults_are_accepted() -> None:
     assert refusals() == []
     example = yaml.safe_load((ROOT / "inventory.example" / "group_vars" / "pypi_cache.yml").read_text())
@@ -264,6 +271,7 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
         ({"devpi_root_password": "two\nlines of it"}, ["devpi_root_password"]),
         ({"devpi_users": [{"name": "root"}]}, ["devpi_users", '"root"', "not root"]),
         ({"devpi_users": [{"name": "alice", "password": "hush"}]}, ["devpi_users", '"alice"', "8 characters"]),
+        ({"devpi_users": [{"password": "hush hush hush"}]}, ["devpi_users", '""', "a name is"]),
         ({"devpi_indexes": ["lab/dev"]}, ["devpi_indexes", "mapping"]),
         ({"devpi_indexes": {"dev": {"type": "stage"}}}, ["dev is not a name", "user/index"]),
         ({"devpi_indexes": {"lab/dev": {"type": "stage"}}}, ["lab/dev", '"lab"', "add it to devpi_users"]),
