@@ -99,17 +99,26 @@ def test_pages_are_kept_for_mirrors_alone_and_for_as_long_as_the_variable_says()
         "a/b.c": {"type": "mirror"},
     }
     site = render("devpi", "devpi-locations.conf.j2", __devpi_indexes=indexes)
-    assert 'location ~ "^/(?<devpi_index>root/pypi|a/b\\.c)/' in site
+    assert 'location ~ "^/(root/pypi|a/b\\.c)/' in site
     http = render("devpi", "devpi-http.conf.j2", __devpi_indexes=indexes, devpi_pages_max_stale=154)
     assert "stale-while-revalidate=77, stale-if-error=77" in http
     assert "LANMIRROR_MAX_STALE=77" in render("devpi", "devpi.service.j2", devpi_pages_max_stale=154)
     assert "inactive=137s" in http
 
 
+def test_files_of_the_site_stand_alone_in_the_order_in_which_they_are_checked() -> None:
+    http = render("devpi", "devpi-http.conf.j2")
+    made = set(re.findall(r"map .+ \$(\w+) \{|\(\?<(\w+)>", http))
+    used = set(re.findall(r"\$(devpi_\w+)", http))
+    assert used <= {name for pair in made for name in pair}
+
+
 def test_key_of_a_page_changes_with_the_settings_of_its_mirror() -> None:
     def generation(url: str) -> str:
         indexes = {"root/pypi": {"type": "mirror", "mirror_url": url}}
-        found = re.search(r'"root/pypi" (\w{12});', render("devpi", "devpi-http.conf.j2", __devpi_indexes=indexes))
+        found = re.search(
+            r'"~\^/root/pypi/\\\+simple/" (\w{12});', render("devpi", "devpi-http.conf.j2", __devpi_indexes=indexes)
+        )
         assert found is not None
         return found[1]
 
@@ -202,6 +211,13 @@ def refusals(**variables: Any) -> list[str]:
     return messages
 
 
+@pytest.mark.parametrize("users", ["hush", ["hush"], {"alice": "hush"}])
+def test_users_of_a_wrong_shape_are_not_shown(users: Any) -> None:
+    (problem,) = declared.devpi_user_problems(users)
+    assert "must be a list" in problem
+    assert "hush" not in problem
+
+
 def test_defaults_are_accepted() -> None:
     assert refusals() == []
     example = yaml.safe_load((ROOT / "inventory.example" / "group_vars" / "pypi_cache.yml").read_text())
@@ -255,6 +271,7 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
         ({"devpi_root_password": "two\nlines of it"}, ["devpi_root_password"]),
         ({"devpi_users": [{"name": "root"}]}, ["devpi_users", '"root"', "not root"]),
         ({"devpi_users": [{"name": "alice", "password": "hush"}]}, ["devpi_users", '"alice"', "8 characters"]),
+        ({"devpi_users": [{"password": "hush hush hush"}]}, ["devpi_users", '""', "a name is"]),
         ({"devpi_indexes": ["lab/dev"]}, ["devpi_indexes", "mapping"]),
         ({"devpi_indexes": {"dev": {"type": "stage"}}}, ["dev is not a name", "user/index"]),
         ({"devpi_indexes": {"lab/dev": {"type": "stage"}}}, ["lab/dev", '"lab"', "add it to devpi_users"]),

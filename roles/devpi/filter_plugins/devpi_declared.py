@@ -55,11 +55,13 @@ def devpi_declared(indexes: Mapping[str, Settings], pypi: Settings, mirror: Sett
     return done
 
 
-def devpi_user_problems(users: Sequence[Mapping[str, Any]]) -> list[str]:
+def devpi_user_problems(users: Any) -> list[str]:
     """Return what is wrong with the declared users, each with the name and the fix, and no password."""
+    if not isinstance(users, list) or not all(isinstance(user, Mapping) for user in users):
+        return ["devpi_users must be a list of users (it is not shown), for example [{name: lab}, {name: alice}]"]
     found = []
     for user in users:
-        name, password = str(user.get("name")), user.get("password") or ""
+        name, password = str(user.get("name", "")), user.get("password") or ""
         if not NAME.fullmatch(name) or name == "root":
             found.append(
                 f'devpi_users has "{name}": a name is of letters, digits, dots, hyphens and underscores, and not root, '
