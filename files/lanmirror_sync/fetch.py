@@ -191,8 +191,8 @@ class Fetcher:
         self._submit(_Job(urls, method, sink, known or Validators(), finish, optional))
         return future
 
-    def fetch(self, small: Iterator[Download], big: Iterator[Download]) -> Iterator[Done]:
-        """Download everything, `jobs` at a time, and tell of each as it ends.
+    def fetch(self, small: Iterator[Download], big: Iterator[Download]) -> Iterator[Done | None]:
+        """Download everything, `jobs` at a time, and tell of each as it ends; None when all that ended so far was told.
 
         The iterators are drawn on as downloads begin, in the fetching thread.
 
@@ -204,11 +204,20 @@ class Fetcher:
         self._wire.wake()
         return self._results()
 
-    def _results(self) -> Iterator[Done]:
-        while (done := self._done.get()) is not None:
+    def _results(self) -> Iterator[Done | None]:
+        while True:
+            try:
+                done = self._done.get(timeout=1.0)
+            except queue.Empty:
+                yield None
+                continue
+            if done is None:
+                return
             if isinstance(done, BaseException):
                 raise done
             yield from done
+            if self._done.empty():
+                yield None
 
     # ---- all below belongs to the fetching thread ---------------------------------------------------------
 

@@ -60,6 +60,8 @@ class Task:
         pending: how many of its packages are not settled.
         failed: file name to the reason why a package could not be had.
         staged: new bytes of served names, verified, that wait for the index to be published.
+        moved: when the last of its packages was settled (monotonic time, seconds).
+        early: whether the index was published without those that keep it waiting.
     """
 
     subdir: Subdir
@@ -73,6 +75,8 @@ class Task:
     pending: int
     failed: dict[str, str] = field(default_factory=dict)
     staged: dict[str, Landed] = field(default_factory=dict)
+    moved: float = 0.0
+    early: bool = False
 
     @property
     def path(self) -> PurePosixPath:

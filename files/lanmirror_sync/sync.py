@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
@@ -36,6 +36,8 @@ from lanmirror_sync.upstream import unpack
 PARTIAL_DAYS = 7
 # What was verified is remembered for good at least so often, so that a killed run has little to hash again.
 CHECKPOINT_SECONDS = 30.0
+# A subdir of which nothing came for so long is published without what is still awaited, and again when that is settled.
+QUIET_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -120,11 +122,15 @@ class Run:
             self._downloads(tasks, installers, big=False), self._downloads(tasks, installers, big=True)
         )
         for task in tasks:
+            task.moved = time.monotonic()
             if not task.pending:
                 self._publish(task)
         try:
             for done in results:
-                self._settle(done, owners.get(done.download.owner))
+                if done:
+                    self._settle(done, owners.get(done.download.owner))
+                else:
+                    self._publish_without_stragglers(tasks)
                 self._checkpoint()
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -185,8 +191,20 @@ class Run:
                 self._installers.landed(download, landed)
         if task:
             task.pending -= 1
+            task.moved = time.monotonic()
             if not task.pending:
                 self._publish(task)
+
+    def _publish_without_stragglers(self, tasks: Iterable[Task]) -> None:
+        """Publish, once, the subdirs that only wait for a few packages which stall or are refused."""
+        for task in tasks:
+            few = 0 < task.pending <= self._config.jobs
+            if few and not task.early and time.monotonic() - task.moved >= QUIET_SECONDS:
+                task.early = True
+                there = {name for name, _, _ in self._store.files(task.path)}
+                awaited = {package.file_name for package in task.plan.fetch} - there
+                awaited |= task.replaced - task.staged.keys()
+                self._publish(task, awaited - task.failed.keys())
 
     def _remember(self, owner: str, name: str, landed: Landed) -> None:
         self._memory.verify(owner, [(name, landed.size, landed.mtime_ns, bytes.fromhex(landed.digest))])
@@ -199,15 +217,21 @@ class Run:
 
     # ---- what is served --------------------------------------------------------------------------------
 
-    def _publish(self, task: Task) -> None:
-        """Serve the upstream's index, as far as its packages are here; then delete what is due."""
+    def _publish(self, task: Task, awaited: Set[str] = frozenset()) -> None:
+        """Serve the upstream's index, as far as its packages are here; then delete what is due.
+
+        Args:
+            task: the subdir.
+            awaited: file names that may still come: they are left out for now, and nothing is deleted.
+        """
         path = task.path
         index = task.index or self._read_again(task)
-        lost = task.replaced & task.failed.keys()
+        absent = task.failed.keys() | awaited
+        lost = task.replaced & absent
         former = self._publisher.former(path, lost)
         current, current_failure = self._beside(task, "current_repodata.json")
         exports, exports_failure = self._beside(task, "run_exports.json")
-        left_out = task.plan.excluded | task.failed.keys()
+        left_out = task.plan.excluded | absent
         content = Content(index, left_out, former, current, exports, self._has_bz2(task))
         self._publisher.publish(path, content, task.staged.keys())
         for name, landed in task.staged.items():
@@ -215,24 +239,27 @@ class Run:
         self._checkpoint(now=True)
         sizes = [package.size or 0 for name, package in index.packages.items() if name not in left_out]
         sizes += [package.size or 0 for package in former.packages.values()]
-        orphans = [*task.plan.orphans, *(lost - former.packages.keys())]
-        self._sweep(path, orphans, len(sizes) + len(orphans))
-        missing = len(task.failed) - len(former.packages)
+        missing = len(absent) - len(former.packages)
+        if not awaited:
+            orphans = [*task.plan.orphans, *(lost - former.packages.keys())]
+            self._sweep(path, orphans, len(sizes) + len(orphans))
         self._note(
             path,
             url=task.sent.validators.url, etag=task.sent.validators.etag,
             last_modified=task.sent.validators.last_modified, sha256=task.sent.sha256, form=task.sent.form,
             exclude=list(self._config.exclude), recipe=RECIPE,
-            complete=not task.failed and not current_failure and not exports_failure,
+            complete=not absent and not current_failure and not exports_failure,
             held=len(sizes), bytes=sum(sizes), missing=missing, refused=task.refused, published=time.time(),
         )  # fmt: skip
         self._checkpoint(now=True)
         log.info(
-            "%s: published, %d packages%s%s", path, len(sizes),
+            "%s: published, %d packages%s%s%s", path, len(sizes),
             f", {len(task.plan.excluded)} excluded" if task.plan.excluded else "",
-            f", {missing} left out because they could not be had" if missing else "",
+            f", {missing} left out because they could not be had" if missing and not awaited else "",
+            f", {len(awaited)} awaited" if awaited else "",
         )  # fmt: skip
-        task.index = None
+        task.staged.clear()
+        task.index = task.index if awaited else None
 
     def _read_again(self, task: Task) -> Index:
         """Return an index that was put away while packages were fetched."""

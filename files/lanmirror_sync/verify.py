@@ -221,7 +221,7 @@ class Verification:
             self._keep_aside(damaged[0].folder / damaged[1].name)
         small = [download for download in downloads if (download.expected.size or 0) <= BIG_BYTES]
         big = [download for download in downloads if (download.expected.size or 0) > BIG_BYTES]
-        for done in self._fetcher.fetch(iter(small), iter(big)):
+        for done in filter(None, self._fetcher.fetch(iter(small), iter(big))):
             download = done.download
             path = PurePosixPath(download.owner, download.name)
             if done.landed is None:

@@ -78,10 +78,40 @@ def test_one_package_that_stalls_holds_up_nothing_but_itself(lab: Lab) -> None:
     lab.until(lambda: len(lab.packages(LINUX)) == 11)
     lab.until((lab.mirror / NOARCH / "repodata.json").exists)
     lab.until((lab.mirror / "cloud/conda-forge/linux-64/repodata.json").exists)
+    # After a few quiet seconds its own subdir is published without it.
+    lab.until((lab.mirror / LINUX / "repodata.json").exists)
     assert run.is_running()
+    assert lab.check().named[f"{LINUX}/repodata.json"] == lab.packages(LINUX)
     run.kill()
     run.wait()
     assert lab.problems() == []
+    lab.upstream.faults.clear()
+    run_again = lab.sync()
+    assert run_again.code == 0, run_again.log
+    assert len(lab.check().named[f"{LINUX}/repodata.json"]) == 14
+
+
+def test_a_package_that_comes_late_is_published_in_the_same_run(lab: Lab) -> None:
+    """New ones, and new bytes of a served name, which keeps its former record meanwhile."""
+    lab.settings |= {"timeout_seconds": 60}
+    lab.sync()
+    late = next((lab.tree / LINUX).glob("lib0003-*"))
+    channel.build(
+        channel.Spec("lib0003", "1.3", subdir="linux-64", files={"share/new": b"new"}), lab.tree / "pkgs/main"
+    )
+    channel.build(channel.Spec("another", subdir="linux-64"), lab.tree / "pkgs/main")
+    channel.index(lab.tree / "pkgs/main")
+    former = lab.repodata(LINUX)["packages.conda"][late.name]
+    lab.fault(f"*/{late.name}", stall=9)
+    run = lab.start()
+    lab.until(lambda: "another-1.0-0.conda" in lab.named(f"{LINUX}/repodata.json"))
+    assert run.is_running()
+    assert lab.repodata(LINUX)["packages.conda"][late.name] == former
+    assert lab.problems() == []
+    ended = run.wait()
+    assert ended.code == 0, ended.log
+    assert lab.repodata(LINUX)["packages.conda"][late.name]["sha256"] != former["sha256"]
+    lab.check()
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 4, 16])
