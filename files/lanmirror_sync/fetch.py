@@ -114,6 +114,9 @@ class _Job:
     def url(self) -> str:
         return self.urls[self.place]
 
+    def places(self) -> list[int]:
+        return [place for place in range(len(self.urls)) if place not in self.tried | self.missing]
+
 
 class Fetcher:
     """Requests to the upstreams. Use as a context, and from any thread."""
@@ -304,7 +307,7 @@ class Fetcher:
         if job.complete:
             job.finish(None, None)
             return
-        places = [place for place in range(len(job.urls)) if place not in job.tried | job.missing]
+        places = job.places()
         waits = [self._hosts.wait(host_of(job.urls[place]), now) for place in places]
         wait = min(waits)
         job.place = places[waits.index(wait)]
@@ -375,11 +378,15 @@ class Fetcher:
         (job.missing if missing else job.tried).add(job.place)
         if not missing or job.error is None:
             job.error = error
+        left = [host_of(job.urls[place]) for place in job.places()]
+        soonest = min((self._hosts.wait(host, now) for host in left), default=math.inf)
+        last = job.tries >= self._config.retries
         if missing and job.optional:
             job.finish(None, error)
-        elif len(job.missing | job.tried) < len(job.urls):
+        # A place that has to be left alone for long is no reason not to ask the others again before.
+        elif left and (soonest <= wait or last or not job.tried):
             self._ready.append(job)
-        elif not job.tried or job.tries >= self._config.retries:
+        elif last or not job.tried:
             job.finish(None, job.error if job.tried else error)
         else:
             log.debug("%s; again in %.1f s", error, wait)

@@ -28,6 +28,8 @@ CREATE TABLE IF NOT EXISTS verified (
 CREATE TABLE IF NOT EXISTS orphan (folder TEXT, name TEXT, since REAL, PRIMARY KEY (folder, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS fact (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
+# Of the tables; a file of another version is put aside like a damaged one.
+VERSION = 1
 FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 log = logging.getLogger(__name__)
@@ -141,11 +143,16 @@ class Memory:
             connection = sqlite3.connect(self._file)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if tables and version != VERSION:
+                connection.close()
+                raise sqlite3.DatabaseError(f"its tables are of version {version}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
         except sqlite3.DatabaseError as error:
             if _number(error) in FULL or isinstance(error, sqlite3.OperationalError):
                 raise self._os_error(error) from error
-            log.warning("%s: is damaged (%s) and put aside; what is held is hashed once more", self._file, error)
+            log.warning("%s: cannot be used (%s) and is put aside; what is held is hashed once more", self._file, error)
             for suffix in ("", "-wal", "-shm"):
                 with contextlib.suppress(FileNotFoundError):
                     self._file.with_name(self._file.name + suffix).replace(f"{self._file}{suffix}.damaged")

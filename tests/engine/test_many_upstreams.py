@@ -59,6 +59,18 @@ def test_an_upstream_that_throttles_is_left_alone(lab: Lab) -> None:
         assert len(lab.upstream.asked("*.conda")) <= lab.settings["jobs"]
 
 
+def test_the_others_are_asked_again_before_one_that_throttles_may_be(lab: Lab) -> None:
+    with another(lab) as second:
+        lab.settings["upstream"]["repo"] = [lab.upstream.url, second.url]
+        lab.fault("*.conda", status=429, headers={"Retry-After": "30"})
+        second.faults[f"*/{VICTIM}"] = server.Fault(status=503, times=1)
+        began = time.monotonic()
+        run = lab.sync()
+        assert run.code == 0, run.log
+        assert time.monotonic() - began < 25
+        lab.check()
+
+
 def test_indexes_come_from_where_they_are_trusted_and_bytes_from_anywhere(lab: Lab) -> None:
     with another(lab) as near:
         (near.root / LINUX / VICTIM).write_bytes(b"something else")
