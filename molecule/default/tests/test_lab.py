@@ -154,6 +154,13 @@ def test_index_names_what_is_there_and_nothing_excluded(subdir: str) -> None:
         assert not [file for file in files if file.startswith("unwanted-")], form
 
 
+def test_status_is_told_to_machines() -> None:
+    subdirs = get("/status.json").json()["subdirs"]
+    assert set(subdirs) == set(SUBDIRS)
+    assert [path for path, state in subdirs.items() if state["missing"] or state["failures"]] == []
+    assert get("/mirrorz.json").json()["version"] == 1.7
+
+
 def test_upstream_has_what_is_excluded(upstream: Any) -> None:
     assert upstream.file("/srv/upstream/anaconda/pkgs/main/linux-64/unwanted-1.0-0.conda").exists
     excluded = requests.get(url("/anaconda/pkgs/main/linux-64/unwanted-1.0-0.conda"), timeout=30)
@@ -200,7 +207,8 @@ def test_second_sync_has_nothing_to_do(server: Any) -> None:
     listing = r"find /srv/mirror/conda -name '.?*' -prune -o -type f -printf '%p %s %T@\n' | sort"
     before = run(server, listing)
     run(server, "lanmirror-conda-sync logged")
-    assert "in sync: 0 files fetched, 0 deleted, 0 failures" in run(server, f"tail -n 1 {LOG}")
+    closing = run(server, f"tail -n 1 {LOG}")
+    assert re.search(r"in sync: 0 files fetched .*, 0 deleted, 0 failures, 6 of 6 subdirs unchanged", closing), closing
     assert run(server, listing) == before
 
 
@@ -228,6 +236,15 @@ def _answers(path: str) -> bool:
         return requests.get(url(path), timeout=30).status_code == 200
     except requests.RequestException:
         return False
+
+
+def test_cached_projects_install_while_devpi_is_down(workstation: Any, server: Any) -> None:
+    run(server, "systemctl stop devpi")
+    try:
+        pip_install(workstation, "/opt/without-devpi", PACKAGES)
+    finally:
+        run(server, "systemctl start devpi")
+    run(workstation, "/opt/without-devpi/bin/python -c 'import numpy'")
 
 
 # ---- life on the server ---------------------------------------------------------------------------------------
