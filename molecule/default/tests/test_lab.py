@@ -318,6 +318,17 @@ def test_settings_of_the_workstation_stay_and_ours_go_again(workstation: Any, pl
     assert run(workstation, "/opt/client/bin/pip config list") == pip
 
 
+def test_readme_shows_the_files_as_they_come_out(workstation: Any, server: Any) -> None:
+    machines = {"workstation": workstation, "server": server}
+    readme = (FILES.parents[1] / "README.md").read_text()
+    shown = re.search(r"<!-- make show -->.*?```text\n(.*?)```", readme, re.DOTALL)
+    assert shown
+    parts = re.split(r"(?m)^==== (\w+): (/\S+)\n", shown[1])[1:]
+    assert len(parts) > 3 * 8
+    for machine, path, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        assert machines[machine].file(path).content_string.strip() == text.strip(), f"{path}: run `make show`"
+
+
 # ---- bad input ------------------------------------------------------------------------------------------------
 
 
