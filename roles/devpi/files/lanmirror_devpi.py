@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import os
 import re
 import sys
@@ -138,6 +139,12 @@ async def fetch_releaselinks(stage: Any, *arguments: Any) -> None:
         tell(stage.name, "")
 
 
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Return whether a record goes to the journal: not the question whether devpi is there, every few seconds."""
+    return not record.getMessage().endswith("GET /+api")
+
+
+logging.getLogger().addFilter(is_worth_a_line)
 mirror.MirrorStage.get_simplelinks_perstage = get_simplelinks_perstage
 mirror.MirrorStage._async_fetch_releaselinks = fetch_releaselinks
 
