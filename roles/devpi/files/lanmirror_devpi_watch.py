@@ -484,7 +484,7 @@ def why_devpi_cannot_write(data: Path) -> str:
         ) as db:
             db.execute("BEGIN IMMEDIATE")
             db.execute("ROLLBACK")
-    except sqlite3.OperationalError as error:
+    except sqlite3.Error as error:
         # Somebody is just writing: so it can be written to.
         if error.sqlite_errorcode not in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
             return str(error)
