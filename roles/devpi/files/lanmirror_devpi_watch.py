@@ -477,10 +477,16 @@ def why_devpi_is_silent(url: str) -> str:
 
 
 def why_devpi_cannot_write(data: Path) -> str:
-    """Return why a transaction cannot be begun or a file not be written where devpi does; empty when they can."""
+    """Return why a transaction cannot be begun or a file not be written where devpi does; empty when they can.
+
+    SQLite makes a reading transaction of one that it cannot write in, and no error: hence the first question.
+    """
+    database = data / ".sqlite"
+    if database.exists() and not os.access(database, os.W_OK):
+        return f"{database} is read-only"
     try:
         with contextlib.closing(
-            sqlite3.connect(f"file:{data}/.sqlite?mode=rw", uri=True, timeout=0.5, isolation_level=None)
+            sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=0.5, isolation_level=None)
         ) as db:
             db.execute("BEGIN IMMEDIATE")
             db.execute("ROLLBACK")
