@@ -84,9 +84,9 @@ class Store:
         """Return where the index of a subdir is kept as the upstream sent it."""
         return self.indexes / hashlib.sha256(str(relative).encode()).hexdigest()[:40]
 
-    def shards_path(self, relative: PurePosixPath) -> Path:
-        """Return where it is remembered which shards of a subdir were made of what."""
-        return self.index_path(relative).with_suffix(".shards")
+    def made_path(self, relative: PurePosixPath) -> Path:
+        """Return where it is remembered what the served files of a subdir were made of."""
+        return self.index_path(relative).with_suffix(".made")
 
     def free_bytes(self) -> int:
         """Return what an ordinary user may still write to the file system."""
