@@ -98,6 +98,7 @@ class Publisher:
         )
         # One flush for all: the packages that the index names, and the index itself.
         self._store.flush_all()
+        self._memory.flushed()
         for name in published.files:
             if not _same(folder / name, subdir / name):
                 self._store.move(folder / name, path / name)

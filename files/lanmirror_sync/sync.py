@@ -184,6 +184,7 @@ class Run:
         else:
             self.report.fetched += 1
             self.report.received += landed.size
+            self._store.begin_flush(download.target)
             if task and name in task.replaced:
                 task.staged[name] = landed
             else:
