@@ -153,7 +153,7 @@ def test_units_beside_devpi_are_kept_to_what_they_write() -> None:
 def test_log_of_what_is_served_has_the_fields_that_are_read() -> None:
     form = re.search(r"log_format devpi_served '([^']+)';", render("devpi", "devpi-http.conf.j2"))
     assert form is not None
-    assert len(form[1].split("\t")) == watch.FIELDS
+    assert len(form[1].split(r"\t")) == watch.FIELDS
 
 
 # ---- the upstream --------------------------------------------------------------------------------------------
