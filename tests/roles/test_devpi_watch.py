@@ -109,11 +109,11 @@ def test_log_is_counted_once_through_rotation_restart_and_cut_lines(config: watc
     state = watch.State(config.state)
     state.read_log(config.log)  # there is none yet
     hit = line("page", "HIT", "HIT")
-    config.log.write_text(hit * 3 + hit[:10])
+    config.log.write_text(hit * 3 + hit[:25])
     state.read_log(config.log)
     assert pages(state) == 3
     with config.log.open("a") as log:
-        log.write(hit[10:] + hit)
+        log.write(hit[25:] + hit)
     state = watch.State(config.state)  # as after a restart
     state.read_log(config.log)
     state.read_log(config.log)
@@ -138,12 +138,23 @@ def test_log_is_counted_once_through_rotation_restart_and_cut_lines(config: watc
 def test_end_in_the_middle_of_counting_leaves_it_to_the_next(
     config: watch.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config.log.write_text(line("page", "HIT") + line("/root/pypi/+f/a/b/c.whl"))
+    config.log.with_name("served.log.1").write_text(line("/root/pypi/+f/a/b/c.whl"))
+    config.log.write_text(line("page", "HIT"))
     state = watch.State(config.state)
+    tally = watch.tally
+    counted: list[tuple[Counter[str], dict[str, float]]] = []
+
+    def ends_at_the_second_file(lines: Iterator[str]) -> tuple[Counter[str], dict[str, float]]:
+        if counted:
+            raise KeyboardInterrupt
+        counted.append(tally(lines))
+        return counted[0]
+
     with monkeypatch.context() as broken:
-        broken.setattr(watch.State, "add", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(watch, "tally", ends_at_the_second_file)
         with pytest.raises(KeyboardInterrupt):
             state.read_log(config.log)
+    assert counted
     assert (state.numbers(), state.used()) == ({}, {})
     state.read_log(config.log)
     assert pages(state) == 1
