@@ -198,7 +198,7 @@ def test_figures_count_each_request_once_through_a_rotation(server: Any) -> None
     assert served(after, "file") == served(before, "file") + 20
     assert after['files_total{result="hit"}'] >= before['files_total{result="hit"}'] + 20
     assert after['sent_bytes_total{kind="file"}'] > before['sent_bytes_total{kind="file"}']
-    assert after["evicted_files_total"] >= 2
+    assert after["evicted_files_total"] >= 1
     stored = sum(map(int, run(server, f"find {FILES} -type f ! -name '*-tmp' -printf '%s\n'").split()))
     assert after["cached_bytes"] + after["uploaded_bytes"] == stored
     assert after["devpi_up"] == after["healthy"] == 1
