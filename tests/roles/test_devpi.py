@@ -125,6 +125,25 @@ def test_key_of_a_page_changes_with_the_settings_of_its_mirror() -> None:
     assert generation("https://a.example/") == generation("https://a.example/") != generation("https://b.example/")
 
 
+@pytest.mark.parametrize(
+    ("accepted", "gzip"),
+    [
+        ("gzip", True),
+        ("gzip, deflate, br, zstd", True),
+        ("br;q=1.0, gzip;q=0.5", True),
+        ("", False),
+        ("identity", False),
+        ("gzip;q=0, br", False),
+        ("br, gzip; q=0.000", False),
+    ],
+)
+def test_who_takes_gzip_gets_the_page_that_is_kept_as_such(accepted: str, gzip: bool) -> None:
+    found = re.search(r'"~(.*)" gzip;', render("devpi", "devpi-http.conf.j2"))
+    assert found is not None
+    assert bool(re.search(found[1], accepted)) is gzip
+    assert render("devpi", "devpi-locations.conf.j2").count("|$devpi_encoding|$uri") == 2
+
+
 # ---- the upstream --------------------------------------------------------------------------------------------
 
 
