@@ -16,7 +16,7 @@ DEBIAN = {"nginx": "nginx-light", "ip": "iproute2", "unshare": "util-linux"} | l
 # Set for the process that measures: it has a network of its own.
 INSIDE = "LANMIRROR_BENCH_INSIDE"
 SERVERS = 4
-# Seconds that Nginx takes a page for fresh, as the role has it; in a quick run no shorter than its first step's.
+# Seconds that Nginx takes a page for fresh before it asks devpi: as the role has it, and in a quick run.
 FRESH, FRESH_QUICK = 60, 2
 
 
@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace) -> int:
     shutil.rmtree(static, ignore_errors=True)
     static.mkdir()
     cold = [f"cold{number}" for number in range(SERVERS)]
-    spare = 40 if options.quick else 200
+    spare = 40 if options.quick else 1000
     upstream = pypi_upstream.make(work / "upstream", work / "wheels", spare, cold)
     fresh = FRESH_QUICK if options.quick else FRESH
     scenarios = all_scenarios()
@@ -74,8 +74,8 @@ def measure(options: argparse.Namespace) -> int:
     typed, commit = command.made_by("bench/pypi", options, command.ROOT)
     how = [
         f"Made by `{typed}`, {command.today()}, roles at commit {commit}. Medians of runs in turn, on one machine,",
-        f"which serves and asks at once. Requests per second by `wrk`, {load.CONNECTIONS} connections, {seconds} s a run.",
-        "Figures of two runs do not compare; the ratios of one do. All ask one upstream on the loopback address.",
+        f"which serves and asks at once: `wrk`, over {load.CONNECTIONS} connections, {seconds} s a run. Figures of two",
+        "runs do not compare; the ratios of one do. All servers have the same upstream, on the loopback address.",
     ]
     pins = [pin.replace("==", " ") for pin in (*pypi_servers.PROXPI, pypi_servers.UV)]
     devpi = next(line for line in pypi_servers.DEVPI_PINS.read_text().splitlines() if line.startswith("devpi-server=="))
