@@ -1,10 +1,10 @@
 """Ask for cached projects as pip and uv do, for as long as it takes, and check every byte: on a workstation.
 
-    python3 soak_client.py INDEX INSTALLS SECONDS PROJECT...
+    python3 soak_client.py INDEX INSTALLS PROJECT...
 
 An install is what an installer asks for one project, over a connection of its own: the page, in the format and the
 encoding that it prefers, what uv reads of a wheel to know its dependencies, and the wheel. Says "ready" once it knows
-what is right, runs until there were so many installs and so many seconds have gone, and prints what came out as JSON.
+what is right, runs until there were so many installs and standard input has ended, and prints what came out as JSON.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ TOOLS = {
 }
 
 
+# URL and sha256 of the wheel on each page that was seen: by the page's URL, its form, and its own sha256.
+read: dict[tuple[str, str, str], tuple[str, str]] = {}
+
+
 @dataclass(frozen=True)
 class Truth:
     """A project's newest wheel.
@@ -72,7 +76,7 @@ class Tally:
 
     Attributes:
         wanted: how many installs there have to be.
-        end: when it may end at the earliest, by the monotonic clock.
+        told: set when it may end.
         installs: so far, with those that are being made.
         requests: so far.
         times: of the answers, in seconds.
@@ -81,7 +85,7 @@ class Tally:
     """
 
     wanted: int
-    end: float
+    told: threading.Event = field(default_factory=threading.Event)
     installs: int = 0
     requests: int = 0
     times: list[float] = field(default_factory=list)
@@ -107,7 +111,7 @@ class Session:
         self.times: list[float] = []
 
     def get(self, url: str, headers: dict[str, str], wanted: int = 200) -> tuple[http.client.HTTPMessage, bytes]:
-        """Return headers and unpacked body of an answer that has to have one status."""
+        """Return headers and body, as it came, of an answer that has to have one status."""
         began = time.monotonic()
         self.connection.request("GET", urlsplit(url).path, headers=headers)
         answer = self.connection.getresponse()
@@ -115,15 +119,15 @@ class Session:
         self.times.append(time.monotonic() - began)
         if answer.status != wanted:
             raise WrongError(f"{answer.status} in place of {wanted}: {body[:100]!r}")
-        if answer.headers.get("Content-Encoding") == "gzip":
-            if "gzip" not in headers.get("Accept-Encoding", ""):
-                raise WrongError("compressed for one who cannot unpack it")
-            body = gzip.decompress(body)
+        if answer.headers.get("Content-Encoding") == "gzip" and "gzip" not in headers.get("Accept-Encoding", ""):
+            raise WrongError("compressed for one who cannot unpack it")
         return answer.headers, body
 
 
 def files(headers: http.client.HTTPMessage, page: bytes, url: str) -> dict[str, tuple[str, str]]:
     """Return URL and sha256 of each file of a page, by name."""
+    if headers.get("Content-Encoding") == "gzip":
+        page = gzip.decompress(page)
     if headers.get_content_type() == JSON:
         return {
             file["filename"]: (urljoin(url, file["url"]), file["hashes"].get("sha256", ""))
@@ -159,8 +163,13 @@ def install(session: Session, index: str, project: str, truth: Truth, tool: str,
         WrongError: an answer was wrong.
     """
     url, headers = f"{index}{project}/", TOOLS[tool]
-    listed = files(*session.get(url, headers), url)
-    where, sha256 = listed.get(truth.name, ("", ""))
+    described, page = session.get(url, headers)
+    # A large page is read once; after that, it is known by its hash.
+    form = f"{described.get_content_type()} {described.get('Content-Encoding')}"
+    known = (url, form, hashlib.sha256(page).hexdigest())
+    if known not in read:
+        read[known] = files(described, page, url).get(truth.name, ("", ""))
+    where, sha256 = read[known]
     if sha256 != truth.sha256:
         raise WrongError(f"the page of {project} lacks {truth.name}, or has another hash for it")
     agent = {"User-Agent": headers["User-Agent"], "Accept-Encoding": "identity"}
@@ -176,7 +185,7 @@ def client(index: str, truths: dict[str, Truth], tally: Tally, number: int) -> N
     """Install one project after the other, each with the next tool."""
     for turn in itertools.count(number):
         with tally.lock:
-            if tally.installs >= tally.wanted and time.monotonic() >= tally.end:
+            if tally.installs >= tally.wanted and tally.told.is_set():
                 return
             tally.installs += 1
         project = list(truths)[turn % len(truths)]
@@ -200,14 +209,16 @@ def client(index: str, truths: dict[str, Truth], tally: Tally, number: int) -> N
 
 def main(arguments: list[str]) -> int:
     """Run; 0 whatever came out, which is for the caller to judge."""
-    index, installs, seconds, *projects = arguments
+    index, installs, *projects = arguments
     truths = {project: learn(index, project) for project in projects}
     print("ready", flush=True)
     began = time.monotonic()
-    tally = Tally(int(installs), began + float(seconds))
+    tally = Tally(int(installs))
     threads = [threading.Thread(target=client, args=(index, truths, tally, number)) for number in range(CLIENTS)]
     for thread in threads:
         thread.start()
+    sys.stdin.read()
+    tally.told.set()
     for thread in threads:
         thread.join()
     times = sorted(tally.times)

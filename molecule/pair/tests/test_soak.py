@@ -18,9 +18,9 @@ FILES = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "molecule/files"
 PREFIX = f"lanmirror-{os.environ['MOLECULE_SCENARIO_NAME']}-{os.environ['LANMIRROR_DISTRO']}"
 SERVER, WORKSTATION, WAY_OUT = f"{PREFIX}-server", f"{PREFIX}-workstation", f"{PREFIX}-way-out"
 PROJECTS = ["attrs", "certifi", "charset-normalizer", "idna", "numpy", "requests", "six", "urllib3"]
-# What no other test installs.
-NEVER_SEEN = "zipp"
-INSTALLS, SECONDS, KILLS = 10_000, 60, 10
+# A name that nobody asked for before, in no earlier run either.
+NEVER_SEEN = f"never-seen-{time.time_ns()}"
+INSTALLS, KILLS = 10_000, 10
 
 WayOut = Callable[[str], None]
 
@@ -41,6 +41,10 @@ def wait(what: str, seconds: float, check: Callable[[], bool]) -> None:
     while not check():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
         time.sleep(0.2)
+
+
+def devpi_runs() -> bool:
+    return on(SERVER, "systemctl show --property MainPID --value devpi") != "0"
 
 
 def devpi_answers() -> bool:
@@ -92,18 +96,19 @@ def way_out_ends() -> str:
     return on(SERVER, f"python3 -c {shlex.quote(connect)}")
 
 
-def soak(index: str, installs: int, seconds: float) -> subprocess.Popen[str]:
+def soak(index: str) -> subprocess.Popen[str]:
     """Start the clients on the workstation, and return once they know what is right."""
     docker("cp", str(FILES / "soak_client.py"), f"{WORKSTATION}:/opt/soak_client.py")
-    command = ["python3", "/opt/soak_client.py", index, str(installs), str(seconds), *PROJECTS]
-    clients = subprocess.Popen(["docker", "exec", WORKSTATION, *command], stdout=subprocess.PIPE, text=True)
+    command = ["python3", "/opt/soak_client.py", index, str(INSTALLS), *PROJECTS]
+    pipe = subprocess.PIPE
+    clients = subprocess.Popen(["docker", "exec", "-i", WORKSTATION, *command], stdin=pipe, stdout=pipe, text=True)
     assert clients.stdout is not None
     assert clients.stdout.readline() == "ready\n"
     return clients
 
 
 def test_cached_projects_survive_a_devpi_that_is_killed_and_an_upstream_that_flaps(index: str, way_out: WayOut) -> None:
-    clients = soak(index, INSTALLS, SECONDS)
+    clients = soak(index)
     over = threading.Event()
 
     def flap() -> None:
@@ -118,11 +123,12 @@ def test_cached_projects_survive_a_devpi_that_is_killed_and_an_upstream_that_fla
     kills = 0
     try:
         while clients.poll() is None and kills < KILLS:
-            # Killed as it starts, as it reads, and as it fetches.
-            time.sleep((0.2, 1.0, 2.0)[kills % 3])
-            wait("devpi", 30, devpi_answers)
+            # It is killed while it starts, as soon as it answers, and when it has worked for a while.
+            wait("devpi", 60, devpi_answers if kills % 3 else devpi_runs)
+            time.sleep((0.5, 0.0, 2.0)[kills % 3])
             on(SERVER, "systemctl kill --signal=SIGKILL --kill-whom=main devpi")
             kills += 1
+        # The end of its input: enough.
         output, _ = clients.communicate(timeout=300)
     finally:
         over.set()
@@ -167,8 +173,8 @@ def test_blackhole_delays_nobody_and_is_named(index: str, way_out: WayOut) -> No
     assert time.monotonic() - began < 10
 
     way_out("open")
-    # The refusal is not kept for long.
-    wait("the page of the project", 60, lambda: page(index, NEVER_SEEN).startswith("200 "))
+    # The refusal is not kept for long: the upstream is asked, and has no such project.
+    wait("the upstream's own answer", 60, lambda: page(index, NEVER_SEEN).startswith("404 "))
 
 
 def page(index: str, project: str) -> str:
