@@ -238,7 +238,7 @@ def run(*command: str | Path, user: str = "", must: bool = True) -> str:
         raise LifeError(f"{words[0]} cannot be run: {error}") from error
     if done.returncode and must:
         lines = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
-        raise LifeError(f"{' '.join(words)[:200]}: {lines[-1][:300]}")
+        raise LifeError(f"{words[0]} failed: {lines[-1][:300]}")
     return done.stdout
 
 
@@ -376,6 +376,7 @@ def fill(settings: Settings, venv: Path, folder: Path) -> dict[str, Any]:
     for name in SMALL:
         if (settings.data / name).exists():
             copy(settings.data / name, folder / "data" / name)
+            (folder / "data" / name).chmod(0o600)
     snapshot(settings.data / DATABASE, folder / "data" / DATABASE)
     state = read_state(venv, folder / "data" / DATABASE)
     for name, source in contents(settings, state).items():
@@ -788,7 +789,12 @@ def begin(settings: Settings, venv: Path) -> str:
         LifeError: It is refused, with nothing changed, or failed, with the old state back.
     """
     refuse_unfinished(settings)
-    new = read_state(venv)
+    try:
+        new = read_state(venv)
+    except LifeError as error:
+        raise LifeError(
+            f"the new devpi does not run, and nothing was changed: {error}; delete {venv} to have it made anew"
+        ) from error
     old = settings.current.resolve()
     try:
         version = read_state(old)["version"]
