@@ -809,6 +809,12 @@ def begin(settings: Settings, venv: Path) -> str:
             f"server has one of version {has}, by devpi-server {version or 'unknown'}: take a newer checkout, or "
             "restore a backup"
         )
+    replica = json.loads((settings.data / ".nodeinfo").read_text(encoding="utf-8")).get("role") == "replica"
+    if move and replica:
+        raise LifeError(
+            f"this replica has a database of version {has}, and devpi-server {new['version']} has {new['database']}: "
+            f"upgrade the primary, empty {settings.data} here, and set the replica up anew with site.yml"
+        )
     if move and not version:
         raise LifeError(
             f"the database of version {has} must be exported by the devpi that runs, and {settings.current} does not "
@@ -816,7 +822,8 @@ def begin(settings: Settings, venv: Path) -> str:
         )
     ask_for_room(settings.data, 2 * (settings.data / DATABASE).stat().st_size, "the upgrade")
     serving = serves(settings, read_state(old, settings.data / DATABASE))
-    made = backup(settings, old)
+    # A replica may lack files yet, and has nothing that its primary has not.
+    made = "none, of a replica" if replica else backup(settings, old)
     with or_back(settings, "upgrade"):
         undo = put_aside(settings, "upgrade", move=move, serving=serving)
         if move:
