@@ -45,7 +45,8 @@ from urllib.parse import quote, urlsplit
 SETTINGS = Path("/etc/devpi/life.toml")
 FORMAT = 1
 MANIFEST = "manifest.json"
-# In the folder of the data: that may be a disk of its own, which cannot be renamed, and links do not leave it.
+# Old data is put there, in the folder of the data: that may be a disk of its own, which cannot be renamed, and links do
+# not leave it. Nothing that root acts on later is kept where devpi's user could change it.
 ASIDE = ".lanmirror-aside"
 DATABASE = ".sqlite"
 # What devpi keeps beside its database; the serial of the last event comes first, it must not be ahead of the database.
@@ -126,13 +127,24 @@ class Settings:
         """The link to the venv that runs."""
         return self.prefix / "current"
 
+    @property
+    def old_data(self) -> Path:
+        """Where data is put aside."""
+        return self.data / ASIDE
+
+    @property
+    def old_conf(self) -> Path:
+        """Where the configuration is put aside, and how to come back; devpi's user cannot write there."""
+        return self.prefix / "aside"
+
 
 @dataclass(frozen=True)
 class Undo:
     """How to come back from a restore or an upgrade; a file holds it until that is over."""
 
     what: str
-    aside: str
+    name: str
+    """Of the folders that hold the old state."""
     version: str
     """devpi-server's before."""
     link: str
@@ -183,14 +195,22 @@ def sha256(path: Path) -> str:
 def copy(source: Path, target: Path) -> None:
     """Copy a file with its mode, times and owner, so that the target is the old one or the new one."""
     new = target.with_name(f"{target.name}.new")
-    shutil.copy2(source, new)
-    status = source.stat()
-    os.chown(new, status.st_uid, status.st_gid)
+    new.unlink(missing_ok=True)
+    shutil.copy2(source, new, follow_symlinks=False)
+    status = source.lstat()
+    os.chown(new, status.st_uid, status.st_gid, follow_symlinks=False)
     new.replace(target)
 
 
 def link(source: Path, target: Path) -> None:
-    """Link a file that never changes, or copy it where its disk is another one."""
+    """Link a file that never changes, or copy it where its disk is another one.
+
+    Raises:
+        LifeError: The way there has a symbolic link after `+files`, which devpi does not make.
+    """
+    way = [part for part in (source, *source.parents) if "+files" in part.parts]
+    if any(part.is_symlink() for part in way):
+        raise LifeError(f"{source} is a symbolic link, or behind one, and none of devpi's: delete it")
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         target.hardlink_to(source)
@@ -566,8 +586,8 @@ def opened(source: Path, beside: Path) -> Iterator[Path]:
         return
     if not source.is_file():
         raise LifeError(f"there is no backup {source} on this server: name a folder devpi-… or a .tar of one")
-    beside.mkdir(mode=0o700, exist_ok=True)
-    folder = beside / "unpacked"
+    beside.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = beside / ".unpacked"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         unpack(source, folder)
@@ -592,7 +612,7 @@ def pack(folder: Path, tar: Path) -> None:
 
 def undo_file(settings: Settings) -> Path:
     """Return where an Undo is kept."""
-    return settings.data / ASIDE / "undo.json"
+    return settings.old_conf / "undo.json"
 
 
 def keep_undo(settings: Settings, undo: Undo) -> None:
@@ -622,27 +642,26 @@ def entries(folder: Path) -> list[Path]:
 
 def put_aside(settings: Settings, what: str, *, move: bool, serving: Mapping[str, Sequence[str]]) -> Undo:
     """Stop devpi and put its state aside: the data as a whole or its database, the configuration, the unit."""
-    folder = settings.data / ASIDE
-    folder.mkdir(mode=0o700, exist_ok=True)
-    aside = folder / time.strftime(f"%Y%m%dT%H%M%SZ-before-{what}", time.gmtime())
-    for part in ("data", "conf"):
-        (aside / part).mkdir(mode=0o700, parents=True)
+    name = time.strftime(f"%Y%m%dT%H%M%SZ-before-{what}", time.gmtime())
+    data, conf = settings.old_data / name, settings.old_conf / name
+    for folder in (data, conf):
+        folder.mkdir(mode=0o700, parents=True)
     run("systemctl", "stop", settings.unit.name)
     for path in [*settings.conf.iterdir(), settings.unit]:
         if path.is_file():
-            copy(path, aside / "conf" / path.name)
+            copy(path, conf / path.name)
     version = ""
     with contextlib.suppress(LifeError):
         version = read_state(settings.current)["version"]
-    undo = Undo(what, str(aside), version, str(settings.current.resolve()), move, serves=serving)
+    undo = Undo(what, name, version, str(settings.current.resolve()), move, serves=serving)
     if move:
         keep_undo(settings, undo)
         for path in entries(settings.data):
-            path.rename(aside / "data" / path.name)
+            path.rename(data / path.name)
     else:
         for path in entries(settings.data):
             if path.is_file():
-                copy(path, aside / "data" / path.name)
+                copy(path, data / path.name)
     undo = replace(undo, whole=True)
     keep_undo(settings, undo)
     return undo
@@ -658,7 +677,7 @@ def back(settings: Settings) -> Undo:
     if not path.exists():
         raise LifeError("nothing was cut short: there is no restore and no upgrade to come back from")
     undo = Undo(**json.loads(path.read_text(encoding="utf-8")))
-    aside = Path(undo.aside)
+    data, conf = settings.old_data / undo.name, settings.old_conf / undo.name
     run("systemctl", "stop", settings.unit.name, must=False)
     if undo.moved:
         if undo.whole:
@@ -667,17 +686,18 @@ def back(settings: Settings) -> Undo:
             # From here on, what is in the folder is the old state again.
             undo = replace(undo, whole=False)
             keep_undo(settings, undo)
-        for old in (aside / "data").iterdir():
+        for old in entries(data):
             old.rename(settings.data / old.name)
     else:
-        for old in (aside / "data").iterdir():
+        for old in entries(data):
             copy(old, settings.data / old.name)
-    for old in (aside / "conf").iterdir():
+    for old in conf.iterdir():
         copy(old, settings.unit if old.name == settings.unit.name else settings.conf / old.name)
     point(settings, Path(undo.link))
     start(settings)
     path.unlink()
-    shutil.rmtree(aside)
+    for folder in (data, conf):
+        shutil.rmtree(folder)
     return undo
 
 
@@ -709,7 +729,7 @@ def point(settings: Settings, venv: Path) -> None:
 # ---- restore -------------------------------------------------------------------------------------------------
 
 
-def place(settings: Settings, folder: Path, manifest: Mapping[str, Any], aside: Path) -> None:
+def place(settings: Settings, folder: Path, manifest: Mapping[str, Any], old: Path) -> None:
     """Put a backup in the place of the data, with devpi as its owner."""
     for name in manifest["files"]:
         target = (settings.data if name.startswith("data/") else settings.conf) / name.split("/", 1)[1]
@@ -722,9 +742,9 @@ def place(settings: Settings, folder: Path, manifest: Mapping[str, Any], aside: 
     # The cache of this server is as good for the database of the backup: names of files are made of their hashes.
     state = read_state(settings.current, settings.data / DATABASE)
     for mirror in state["mirrors"]:
-        for path in (aside / "data/+files" / mirror).rglob("+f/**/*"):
-            target = settings.data / path.relative_to(aside / "data")
-            if path.is_file() and not target.exists():
+        for path in (old / "+files" / mirror).rglob("+f/**/*"):
+            target = settings.data / path.relative_to(old)
+            if path.is_file() and not path.is_symlink() and not target.exists():
                 link(path, target)
     for root, folders, files in os.walk(settings.data):
         if Path(root) == settings.data:
@@ -749,14 +769,14 @@ def log_in(settings: Settings) -> None:
         raise LifeError("devpi does not take the root password of the backup")
 
 
-def restore(settings: Settings, source: Path) -> tuple[dict[str, Any], Path]:
-    """Put a backup in the place of what is there; return its manifest, and where the old state is.
+def restore(settings: Settings, source: Path) -> tuple[dict[str, Any], Undo]:
+    """Put a backup in the place of what is there; return its manifest, and what the old state was put aside as.
 
     Raises:
         LifeError: It is refused, with nothing changed, or failed, with the old state back.
     """
     refuse_unfinished(settings)
-    with opened(source, settings.data / ASIDE) as folder:
+    with opened(source, settings.backups) as folder:
         manifest = verify(folder)
         refuse_other_versions(manifest, read_state(settings.current))
         stored = [name for name in manifest["files"] if "+files" in PurePosixPath(name).parts]
@@ -766,7 +786,7 @@ def restore(settings: Settings, source: Path) -> tuple[dict[str, Any], Path]:
         ask_for_room(settings.data, need, "the restore")
         with or_back(settings, "restore"):
             undo = put_aside(settings, "restore", move=True, serving={})
-            place(settings, folder, manifest, Path(undo.aside))
+            place(settings, folder, manifest, settings.old_data / undo.name)
             start(settings)
             log_in(settings)
             state = read_state(settings.current, settings.data / DATABASE)
@@ -774,7 +794,7 @@ def restore(settings: Settings, source: Path) -> tuple[dict[str, Any], Path]:
             uploads = {path: names for path, names in list(state["uploads"].items())[:3] if page(settings, path)}
             must_serve(settings, uploads)
     undo_file(settings).unlink()
-    return manifest, Path(undo.aside)
+    return manifest, undo
 
 
 # ---- upgrade -------------------------------------------------------------------------------------------------
@@ -827,21 +847,22 @@ def begin(settings: Settings, venv: Path) -> str:
     with or_back(settings, "upgrade"):
         undo = put_aside(settings, "upgrade", move=move, serving=serving)
         if move:
-            change_database(settings, old, venv, Path(undo.aside))
+            change_database(settings, old, venv, settings.old_data / undo.name)
     how = f"database {has} exported and imported as {new['database']}" if move else f"database {has} stays"
     return f"devpi-server {version or 'that did not run'} to {new['version']}, {how}; backup: {made}"
 
 
-def change_database(settings: Settings, old: Path, new: Path, aside: Path) -> None:
+def change_database(settings: Settings, old: Path, new: Path, data: Path) -> None:
     """Have the old devpi export its data and the new one import it; files are linked, those of mirrors as well."""
     # Both run as devpi's user, and the former writes here.
-    for path in (aside.parent, aside, aside / "data"):
+    for path in (settings.old_data, data):
         shutil.chown(path, settings.user, settings.user)
-    export = aside / "export"
+    export = settings.old_data / "export"
+    shutil.rmtree(export, ignore_errors=True)
     say("devpi exports its data")
     run(
         old / "bin/devpi-export",
-        *("--serverdir", aside / "data", "--include-mirrored-files", "--hard-links", export),
+        *("--serverdir", data, "--include-mirrored-files", "--hard-links", export),
         user=settings.user,
     )
     say("the new devpi imports it")
@@ -866,9 +887,11 @@ def finish(settings: Settings) -> str:
     wait(settings)
     must_serve(settings, undo.serves or {})
     path.unlink()
+    data = settings.old_data / undo.name
+    shutil.rmtree(settings.old_conf / undo.name)
     if undo.moved:
-        return f"devpi serves what it did before; its old data is in {undo.aside}, to be deleted when you are content"
-    shutil.rmtree(undo.aside)
+        return f"devpi serves what it did before; its old data is in {data}, to be deleted when you are content"
+    shutil.rmtree(data)
     return "devpi serves what it did before"
 
 
@@ -894,7 +917,7 @@ def act_backup(settings: Settings, _: argparse.Namespace) -> str:
 
 def act_check(settings: Settings, options: argparse.Namespace) -> str:
     """Check a backup."""
-    with opened(options.backup, settings.data / ASIDE) as folder:
+    with opened(options.backup, settings.backups) as folder:
         manifest = verify(folder)
         refuse_other_versions(manifest, read_state(settings.current))
     return f"whole: {len(manifest['files'])} files of {manifest['made']}, devpi-server {manifest['devpi_server']}"
@@ -902,8 +925,11 @@ def act_check(settings: Settings, options: argparse.Namespace) -> str:
 
 def act_restore(settings: Settings, options: argparse.Namespace) -> str:
     """Restore a backup."""
-    manifest, aside = restore(settings, options.backup)
-    return f"devpi serves the backup of {manifest['made']}; what was there before is in {aside}"
+    manifest, undo = restore(settings, options.backup)
+    return (
+        f"devpi serves the backup of {manifest['made']}; what was there before is in {settings.old_data / undo.name}, and "
+        f"its secret and password in {settings.old_conf / undo.name}"
+    )
 
 
 def act_pack(_: Settings, options: argparse.Namespace) -> str:
