@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sqlite3
 import tarfile
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def state(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "uploads": {},
     }
     monkeypatch.setattr(life, "read_state", lambda *_: known)
-    monkeypatch.setattr(life.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     return known
 
 
@@ -89,7 +90,7 @@ def test_backup_has_what_is_needed_to_stand_up_again_and_only_root_reads_it(
         f"data/+files/{LAST}",
     }
     assert (manifest["devpi_server"], manifest["database"], manifest["uuid"]) == ("6.20.3", "4", "0123")
-    assert os.path.samefile(made / "data/+files" / UPLOADED, settings.data / "+files" / UPLOADED)
+    assert (made / "data/+files" / UPLOADED).samefile(settings.data / "+files" / UPLOADED)
     assert [
         path.stat().st_mode & 0o077 for path in (settings.backups, made / "data/.sqlite", made / "manifest.json")
     ] == [
@@ -102,7 +103,7 @@ def test_backup_has_what_is_needed_to_stand_up_again_and_only_root_reads_it(
 
 
 def test_backup_has_the_cache_when_it_is_wanted(settings: life.Settings) -> None:
-    whole = life.backup(life.replace(settings, cache=True), settings.current)
+    whole = life.backup(replace(settings, cache=True), settings.current)
     assert stored(whole) == {UPLOADED, CACHED, LAST}
 
 
@@ -114,7 +115,7 @@ def test_backup_is_a_copy_where_files_cannot_be_linked(
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)
     copied = life.backup(settings, settings.current) / "data/+files" / UPLOADED
-    assert not os.path.samefile(copied, settings.data / "+files" / UPLOADED)
+    assert not copied.samefile(settings.data / "+files" / UPLOADED)
     assert copied.stat().st_mode & 0o777 == 0o600
 
 
@@ -124,7 +125,7 @@ def test_only_so_many_backups_are_kept_and_a_half_one_is_none(
     for day in range(1, 5):
         (settings.backups / f".devpi-2026010{day}T000000Z.partial" / "data").mkdir(parents=True)
         monkeypatch.setattr(
-            life.time, "strftime", lambda form, *_, day=day: form.replace("%Y%m%dT%H%M%SZ", f"2026010{day}T000000Z")
+            time, "strftime", lambda form, *_, day=day: form.replace("%Y%m%dT%H%M%SZ", f"2026010{day}T000000Z")
         )
         life.backup(settings, settings.current)
     (settings.backups / "devpi-20260109T000000Z").mkdir()
@@ -147,7 +148,7 @@ def test_package_that_is_deleted_meanwhile_costs_a_second_try(
     settings: life.Settings, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (settings.data / "+files" / UPLOADED).unlink()
-    monkeypatch.setattr(life.time, "sleep", lambda _: state["files"].clear())
+    monkeypatch.setattr(time, "sleep", lambda _: state["files"].clear())
     assert stored(life.backup(settings, settings.current)) == {LAST}
 
 
@@ -163,7 +164,7 @@ def test_link_to_what_is_none_of_devpis_is_not_followed(settings: life.Settings,
 
 def test_backup_asks_for_room_first(settings: life.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(life.shutil, "disk_usage", lambda _: usage._replace(free=5 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5 << 20))
     with pytest.raises(life.LifeError, match=r"needs 64 MiB in .*/backups, which has 5 MiB free.*devpi_backup_dir"):
         life.backup(settings, settings.current)
     assert list(settings.backups.iterdir()) == []
@@ -234,7 +235,8 @@ def test_packed_backup_cannot_write_elsewhere(tmp_path: Path) -> None:
         link = tarfile.TarInfo("data/link")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc"
         archive.addfile(link)
-    life.unpack(tmp_path / "evil.tar", tmp_path / "in" if (tmp_path / "in").mkdir() else tmp_path / "in" / "to")
+    (tmp_path / "in").mkdir()
+    life.unpack(tmp_path / "evil.tar", tmp_path / "in/to")
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
         "evil",
         "evil.tar",
@@ -257,7 +259,7 @@ def systemd(settings: life.Settings, monkeypatch: pytest.MonkeyPatch) -> life.Se
     unit.write_text("old unit")
     monkeypatch.setattr(life, "run", lambda *_, **__: "")
     monkeypatch.setattr(life, "start", lambda _: None)
-    return life.replace(settings, unit=unit)
+    return replace(settings, unit=unit)
 
 
 def picture(settings: life.Settings) -> dict[str, bytes]:
@@ -334,7 +336,7 @@ def test_restore_that_fails_leaves_what_was_there(
 def test_restore_keeps_what_was_there_and_the_cache(
     systemd: life.Settings, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(life.shutil, "chown", lambda *_: None)
+    monkeypatch.setattr(shutil, "chown", lambda *_: None)
     monkeypatch.setattr(life, "log_in", lambda _: None)
     (systemd.data / "+files" / UPLOADED).unlink()
     (systemd.data / ".event_serial").write_text("8")

@@ -45,6 +45,17 @@ print(json.dumps({"status": answer.status, "version": answer.headers.get("X-Devp
                   "json": json.loads(answer.read() or "{}")}))
 """
 
+WHEEL = """
+import sys, zipfile
+path, version = sys.argv[1:]
+info = f"labtool-{version}.dist-info"
+with zipfile.ZipFile(path, "w") as wheel:
+    wheel.writestr("labtool.py", f"VERSION = {version!r}\\n")
+    wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\\nName: labtool\\nVersion: {version}\\n")
+    wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+    wheel.writestr(f"{info}/RECORD", "")
+"""
+
 
 def machine(name: str) -> Any:
     groups = yaml.safe_load((INVENTORY / "hosts.yml").read_text())
@@ -97,16 +108,10 @@ def root_password(host: Any) -> str:
 
 
 def upload(host: Any, version: str) -> None:
-    """Build a package and upload it as alice."""
-    run(
-        host,
-        f"""rm -rf /tmp/labtool && mkdir -p /tmp/labtool && cd /tmp/labtool
-        printf '[project]\\nname = "labtool"\\nversion = "{version}"\\n' > pyproject.toml
-        echo 'VERSION = "{version}"' > labtool.py
-        /opt/devpi/current/bin/python -m build --no-isolation --sdist --outdir dist . > /dev/null
-        {CLIENT} use {DEVPI}/lab/dev > /dev/null && {CLIENT} login alice --password {PASSWORD} > /dev/null
-        {CLIENT} upload dist/*""",
-    )
+    """Build a wheel and upload it as alice."""
+    wheel = f"/tmp/labtool-{version}-py3-none-any.whl"
+    login = f"{CLIENT} use {DEVPI}/lab/dev > /dev/null && {CLIENT} login alice --password {PASSWORD} > /dev/null"
+    run(host, f"python3 -c {shlex.quote(WHEEL)} {wheel} {version} && {login} && {CLIENT} upload {wheel}")
 
 
 def releases(host: Any) -> set[str]:
@@ -114,12 +119,11 @@ def releases(host: Any) -> set[str]:
 
 
 def installs(workstation: Any, requirement: str, index: str = "lab/dev") -> bool:
-    """Tell whether a workstation downloads it from an index, by its own settings."""
+    """Tell whether a workstation installs it anew from an index, by its own settings."""
     run(workstation, "[ -x /opt/life/bin/pip ] || python3 -m venv /opt/life")
-    command = (
-        f"/opt/life/bin/pip download -q --no-cache-dir --no-deps --no-build-isolation -d /tmp/got-{time.time_ns()}"
-    )
-    return bool(workstation.run(f"{command} --no-binary=labtool -i {SITE}/{index}/+simple/ {requirement}").rc == 0)
+    where = f"-i {SITE}/{index}/+simple/ {requirement}"
+    done = workstation.run(f"/opt/life/bin/pip install -q --no-cache-dir --no-deps --force-reinstall {where}")
+    return bool(done.rc == 0)
 
 
 def venv(pins: str) -> str:
@@ -206,7 +210,8 @@ def older(server: Any) -> None:
     now, old = run(server, "readlink /opt/devpi/current"), "/opt/devpi/older"
     run(
         server,
-        f"""cp -a {now} {old} && PIP_CONFIG_FILE=/opt/devpi/pip.conf {old}/bin/python -m pip install -q devpi-server=={OLDER}
+        f"""cp -a {now} {old}
+        PIP_CONFIG_FILE=/opt/devpi/pip.conf {old}/bin/python -m pip install -q devpi-server=={OLDER}
         sed -i 's/^DATABASE_VERSION = .*/DATABASE_VERSION = "3"/' {old}/lib/python3*/site-packages/devpi_server/main.py
         sed -i '1s|.*|#!{old}/bin/python|' {old}/bin/devpi-*
         systemctl stop devpi && printf 3 > /var/lib/devpi/.serverversion && ln -sfn {old} /opt/devpi/current
@@ -233,7 +238,7 @@ def test_upgrade_that_fails_leaves_the_old_devpi_serving(server: Any, workstatio
     broken = venv(pins)
     run(server, f"cp -a {venv(PINS)} {broken} && sed -i '1s|.*|#!{broken}/bin/python|' {broken}/bin/devpi-*")
     main = f"{broken}/lib/python3*/site-packages/devpi_server/main.py"
-    run(server, f"""printf 'def wsgi_run(*_):\\n    raise RuntimeError("broken on purpose")\\n' >> {main}""")
+    run(server, f"""printf 'def wsgi_run(*_):\\n    raise RuntimeError("broken on purpose")\\n' | tee -a {main}""")
     unit = run(server, "sha256sum /etc/systemd/system/devpi.service /etc/devpi/* /var/lib/devpi/.serverversion")
     code, said = playbook("playbooks/upgrade.yml", __devpi_requirements=pins, devpi_request_timeout=7)
     assert code != 0

@@ -926,10 +926,8 @@ def act_check(settings: Settings, options: argparse.Namespace) -> str:
 def act_restore(settings: Settings, options: argparse.Namespace) -> str:
     """Restore a backup."""
     manifest, undo = restore(settings, options.backup)
-    return (
-        f"devpi serves the backup of {manifest['made']}; what was there before is in {settings.old_data / undo.name}, and "
-        f"its secret and password in {settings.old_conf / undo.name}"
-    )
+    data, conf = settings.old_data / undo.name, settings.old_conf / undo.name
+    return f"devpi serves the backup of {manifest['made']}; what was there before is in {data} and {conf}"
 
 
 def act_pack(_: Settings, options: argparse.Namespace) -> str:
