@@ -312,6 +312,25 @@ def test_old_state_comes_back_however_far_it_came(
     assert list(systemd.old_data.iterdir()) == list(systemd.old_conf.iterdir()) == []
 
 
+def test_coming_back_may_be_cut_short_too(systemd: life.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = picture(systemd)
+    life.put_aside(systemd, "restore", move=True, serving={})
+    (systemd.data / ".sqlite").write_text("new")
+    real, moved = Path.rename, []
+
+    def fail(path: Path, target: Path) -> Path:
+        moved.append(path)
+        if len(moved) == 3:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(KeyboardInterrupt):
+        life.back(systemd)
+    life.back(systemd)
+    assert picture(systemd) == before
+
+
 @pytest.mark.parametrize("fails", ["place", "start", "log_in"])
 def test_restore_that_fails_leaves_what_was_there(
     systemd: life.Settings, made: Path, monkeypatch: pytest.MonkeyPatch, fails: str
