@@ -156,6 +156,25 @@ def test_log_of_what_is_served_has_the_fields_that_are_read() -> None:
     assert len(form[1].split(r"\t")) == watch.FIELDS
 
 
+@pytest.mark.parametrize(
+    ("accepted", "gzip"),
+    [
+        ("gzip", True),
+        ("gzip, deflate, br, zstd", True),
+        ("br;q=1.0, gzip;q=0.5", True),
+        ("", False),
+        ("identity", False),
+        ("gzip;q=0, br", False),
+        ("br, gzip; q=0.000", False),
+    ],
+)
+def test_who_takes_gzip_gets_the_page_that_is_kept_as_such(accepted: str, gzip: bool) -> None:
+    found = re.search(r'"~(.*)" gzip;', render("devpi", "devpi-http.conf.j2"))
+    assert found is not None
+    assert bool(re.search(found[1], accepted)) is gzip
+    assert render("devpi", "devpi-locations.conf.j2").count("|$devpi_encoding|$uri") == 2
+
+
 # ---- the upstream --------------------------------------------------------------------------------------------
 
 
@@ -220,7 +239,13 @@ def test_indexes_have_what_they_need_by_default() -> None:
 
 def refusals(**variables: Any) -> list[str]:
     """Return the messages with which the preflight would stop."""
-    known = {"ansible_facts": {"python": {"version": {"major": 3, "minor": 11}}}, **variables}
+    blank = {"stat": {"exists": False}}
+    known = {
+        "ansible_facts": {"python": {"version": {"major": 3, "minor": 11}}},
+        "__devpi_requirements": "",
+        "__devpi_running": blank,
+        **variables,
+    }
     messages = []
 
     def holds(condition: str, more: dict[str, Any]) -> bool:
@@ -352,6 +377,14 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
         ({"devpi_server_names": ["http://pypi.lab.lan"]}, ["devpi_server_names", "without scheme"]),
         ({"devpi_data_dir": "srv/devpi"}, ["devpi_data_dir", '"srv/devpi"', "absolute"]),
         ({"devpi_data_dir": "/"}, ["devpi_data_dir", "absolute"]),
+        ({"devpi_backup_dir": "backups"}, ["devpi_backup_dir", '"backups"', "absolute"]),
+        ({"devpi_data_dir": "/srv/devpi", "devpi_backup_dir": "/srv/devpi/old"}, ["devpi_backup_dir", "outside"]),
+        ({"devpi_backup_keep": 0}, ["devpi_backup_keep", '"0"', "1 to 1000"]),
+        ({"devpi_backup_cache": "all"}, ["devpi_backup_cache", '"all"', "true, false"]),
+        (
+            {"__devpi_running": {"stat": {"exists": True, "lnk_target": "/opt/devpi/py3.11-old"}}},
+            ["server", "/opt/devpi/py3.11-old", "playbooks/upgrade.yml"],
+        ),
         ({"devpi_ca_bundle": "ca.pem"}, ["devpi_ca_bundle", '"ca.pem"', "absolute"]),
         ({"devpi_http_proxy": "proxy:3128"}, ["devpi_http_proxy", '"proxy:3128"', "http://"]),
         ({"devpi_http_proxy": "u:hush@proxy:3128"}, ["devpi_http_proxy", "http://"]),
