@@ -179,6 +179,7 @@ def site_files(folder: Path, **variables: Any) -> dict[str, str]:
         "/etc/nginx/sites-enabled": f"{folder}/sites-enabled",
         "/var/log/nginx": str(folder),
         "/run/nginx.pid": f"{folder}/nginx.pid",
+        "/run/devpi-watch": f"{folder}/watch",
     }
     for old, new in moved.items():
         files = {name: text.replace(old, new) for name, text in files.items()}
