@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
 def measure(options: argparse.Namespace) -> int:
     """Run the scenarios, in a network of this process's own."""
     work = options.work / "pypi"
+    busy = os.getloadavg()[0]
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     static = work / "static"
     shutil.rmtree(static, ignore_errors=True)
@@ -76,6 +77,7 @@ def measure(options: argparse.Namespace) -> int:
         f"Made by `{typed}`, {command.today()}, roles at commit {commit}. Medians of runs in turn, on one machine,",
         f"which serves and asks at once: `wrk`, over {load.CONNECTIONS} connections, {seconds} s a run. Figures of two",
         "runs do not compare; the ratios of one do. All servers have the same upstream, on the loopback address.",
+        f"Other work on the machine as it began (load average): {busy:.1f}; above 0.5, the ratios waver.",
     ]
     pins = [pin.replace("==", " ") for pin in (*pypi_servers.PROXPI, pypi_servers.UV)]
     devpi = next(line for line in pypi_servers.DEVPI_PINS.read_text().splitlines() if line.startswith("devpi-server=="))

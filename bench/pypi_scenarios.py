@@ -31,7 +31,7 @@ AGENT = "pip/26.1"
 PACKAGES = ("attrs", "idna", "numpy", "requests", "six")
 COLD_CLIENTS = 100
 # A run with fewer answers is made longer.
-FEW, SLOW_SECONDS = 100, 8
+FEW, SLOW_SECONDS = 30, 8
 # Of `near`, seconds: see roles/devpi/templates/devpi-http.conf.j2.
 NEAR_SECONDS = 10
 # So short that the pages that run out in it are more than one of a hundred answers.
@@ -167,7 +167,9 @@ def say(name: str, load_: Load, wrong: str = "") -> None:
 def rates(
     bench: Bench, targets: Mapping[str, str], headers: Mapping[str, str], wrong: Mapping[str, str]
 ) -> list[LoadRow]:
-    """Put load on URLs in turn, `rounds` times; on one that is too slow to tell much in that time once, for longer.
+    """Put load on URLs in turn: `rounds` times on the two that are near each other, once on the peers.
+
+    A run that is too short to tell much of a slow one is made longer.
 
     Args:
         bench: what the scenarios have in common.
@@ -177,14 +179,12 @@ def rates(
     """
     loads: dict[str, list[Load]] = {name: [] for name in targets}
     errors = dict(wrong)
-    slow = set()
-    for _ in range(bench.rounds):
+    for turn in range(bench.rounds):
         for name, url in targets.items():
-            if name in slow:
+            if turn and name not in (STATIC, OURS):
                 continue
             done = load.wrk(url, headers, bench.seconds, bench.scratch)
             if done.requests < FEW:
-                slow.add(name)
                 done = load.wrk(url, headers, SLOW_SECONDS, bench.scratch)
             loads[name].append(done)
             if done.errors:
