@@ -39,7 +39,9 @@ def main(ca: str, stop: str, *urls: str) -> None:
                 url = choice.choice([url for url in urls if urlsplit(url).netloc == host])
                 began = time.monotonic()
                 try:
-                    connection.request("GET", urlsplit(url).path, headers={"Accept": "text/html", "User-Agent": "pip/26"})
+                    connection.request(
+                        "GET", urlsplit(url).path, headers={"Accept": "text/html", "User-Agent": "pip/26"}
+                    )
                     answer = connection.getresponse()
                     body = hashlib.sha256(answer.read()).hexdigest()
                 except (OSError, http.client.HTTPException) as error:

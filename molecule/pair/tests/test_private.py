@@ -77,12 +77,16 @@ def test_file_of_a_private_package_is_copied_to_the_replica(workstation: Any, se
 def test_upload_to_a_mirror_is_refused_with_the_reason(workstation: Any, name: str, tool: str) -> None:
     done = upload(workstation, tool, f"https://{name}/root/pypi/", build(workstation, "intruder", "1.0"))
     assert done.rc != 0
-    assert "403" in done.stdout + done.stderr or "405" in done.stdout + done.stderr or "404" in done.stdout + done.stderr
+    assert (
+        "403" in done.stdout + done.stderr or "405" in done.stdout + done.stderr or "404" in done.stdout + done.stderr
+    )
     print(done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_upload_with_a_wrong_password_is_refused(workstation: Any, name: str) -> None:
-    done = upload(workstation, "twine", f"https://{name}/lab/dev/", build(workstation, "intruder", "1.0"), "not-hers-at-all")
+    done = upload(
+        workstation, "twine", f"https://{name}/lab/dev/", build(workstation, "intruder", "1.0"), "not-hers-at-all"
+    )
     assert done.rc != 0
     assert "401" in done.stdout + done.stderr or "403" in done.stdout + done.stderr

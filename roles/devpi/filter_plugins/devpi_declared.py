@@ -91,7 +91,7 @@ def devpi_peer_problems(peers: Any, name: str, role: str, facts: Mapping[str, An
     found = []
     own = {"127.0.0.1", "::1", "localhost", *facts.get("all_ipv4_addresses", []), *facts.get("all_ipv6_addresses", [])}
     for peer in peers:
-        where = f'devpi_peers of {name}: {peer.get("name", "one without a name")}'
+        where = f"devpi_peers of {name}: {peer.get('name', 'one without a name')}"
         url = PEER.fullmatch(str(peer.get("url", "")))
         if not NAME.fullmatch(str(peer.get("name", ""))):
             found.append(f"{where}: a name is of letters, digits, dots, hyphens and underscores")
