@@ -33,10 +33,13 @@ def build(workstation: Any, name: str, version: str) -> str:
 
 def upload(workstation: Any, tool: str, url: str, wheel: str, password: str = ALICE) -> Any:
     """Upload with twine or uv, with the password in the environment."""
+    tools = "/opt/tools/bin"
     if tool == "twine":
-        command = f"TWINE_PASSWORD={password} /opt/tools/bin/twine upload --non-interactive --cert {CA} --repository-url {url} -u alice {wheel}"
+        options = f"--non-interactive --cert {CA} --repository-url {url} -u alice {wheel}"
+        command = f"TWINE_PASSWORD={password} {tools}/twine upload {options}"
     else:
-        command = f"UV_NATIVE_TLS=1 UV_PUBLISH_PASSWORD={password} /opt/tools/bin/uv publish --publish-url {url} -u alice {wheel}"
+        options = f"--publish-url {url} -u alice {wheel}"
+        command = f"UV_NATIVE_TLS=1 UV_PUBLISH_PASSWORD={password} {tools}/uv publish {options}"
     return attempt(workstation, command)
 
 

@@ -8,8 +8,8 @@ others get what is known at once, and devpi goes on reading in the background, a
 It also sets an end to that: what the upstream has not confirmed for LANMIRROR_MAX_STALE seconds is an error. devpi
 forgets at a restart when that was, so the time counts from there at the earliest.
 
-On a replica it brings only such files over as the primary has. devpi queues each link of each page, and goes through the
-links of the whole project for each: two dozen projects are 18,000 entries, behind which the files wait for hours.
+On a replica it brings only such files over as the primary has. devpi queues each link of each page, and goes through
+the links of the whole project for each: two dozen projects are 18,000 entries, behind which the files wait for hours.
 
 Made for the pinned version of devpi-server; the names it builds on are looked up at the start, which fails if one is
 gone.
@@ -61,13 +61,14 @@ def get_simplelinks_perstage(stage: Any, project: Any) -> Any:
     return answer
 
 
-def import_file(data: Any, keyfs: Any, serial: int, key: Any, value: Any, back_serial: int) -> None:
+def import_file(data: Any, keyfs: Any, serial: int, key: Any, *change: Any) -> None:
     """Queue a file that the primary has, or that it has deleted, as the method of devpi's that it takes the place of.
 
     devpi itself does the same for what it finds at its start (replica.InitialQueueThread).
     """
+    value = change[0]
     if value is None or value.get("last_modified"):
-        on_import_file(data, keyfs, serial, key, value, back_serial)
+        on_import_file(data, keyfs, serial, key, *change)
 
 
 replica.FileReplicationSharedData.on_import_file = import_file

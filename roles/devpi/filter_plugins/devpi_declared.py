@@ -109,16 +109,16 @@ def devpi_peer_problems(peers: Any, name: str, role: str, facts: Mapping[str, An
             )
         elif peer["url"].startswith("https:") and not HOST.fullmatch(str(peer.get("tls_name") or "")):
             found.append(
-                f"{where} has https and no name in its certificate (tls_name): put a name, not only addresses, into its "
-                "nginx_tls_names"
+                f"{where} has https and no name in its certificate (tls_name): put a name, not only addresses, into "
+                "its nginx_tls_names"
             )
     if found:
         return found
     primaries = [name] * (role == "primary") + [peer["name"] for peer in peers if peer["role"] == "primary"]
     if len(primaries) > 1:
         return [
-            f"devpi_role is primary on {' and '.join(primaries)}, and replicas follow one: put all but one into the group "
-            "pypi_replicas, whose devpi_role is replica (inventory/group_vars/pypi_replicas.yml)"
+            f"devpi_role is primary on {' and '.join(primaries)}, and replicas follow one: put all but one into the "
+            "group pypi_replicas, whose devpi_role is replica (inventory/group_vars/pypi_replicas.yml)"
         ]
     if not primaries:
         return [
