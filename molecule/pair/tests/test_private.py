@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from conftest import ALICE, CA, SERVERS, SITE, attempt, run, wait
+from pair import ALICE, CA, SERVERS, SITE, attempt, run, wait
 
 SOURCE = """
 import zipfile, sys
@@ -72,7 +72,7 @@ def test_file_of_a_private_package_is_copied_to_the_replica(workstation: Any, se
     for host in servers.values():
         find = "find /var/lib/devpi/+files -name copied-1.0-py3-none-any.whl -exec sha256sum {} + | cut -c -64"
         wanted = run(workstation, f"sha256sum {wheel} | cut -c -64")
-        wait("the file", 20, lambda host=host, find=find, wanted=wanted: run(host, find) == wanted)  # type: ignore[misc]
+        wait("the file", 20, lambda host=host, find=find, wanted=wanted: run(host, find) == wanted)
 
 
 @pytest.mark.parametrize("name", SERVERS)

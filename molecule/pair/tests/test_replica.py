@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CA, SERVERS, SITE, Playbook, answers, attempt, container, docker, get, run, wait
+from pair import CA, SERVERS, SITE, Playbook, answers, attempt, container, docker, get, run, wait
 
 LOAD = Path(__file__).parent / "load.py"
 CACHED = ["idna", "attrs", "six"]
@@ -161,7 +161,7 @@ def test_no_request_fails_while_either_devpi_is_killed(workstation: Any, servers
             for name in SERVERS:
                 run(servers[name], "systemctl kill --signal=SIGKILL --kill-whom=main devpi")
                 install(workstation, f"https://{name}/lab/dev/+simple/", ["idna"])
-                wait(f"devpi of {name} after a kill", 60, lambda host=servers[name]: answers(host))  # type: ignore[misc]
+                wait(f"devpi of {name} after a kill", 60, lambda host=servers[name]: answers(host))
         for name in SERVERS:
             with stopped(servers[name], "devpi"):
                 time.sleep(5)
