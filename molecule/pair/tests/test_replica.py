@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def test_no_request_fails_while_either_devpi_is_killed(workstation: Any, servers
             for name in SERVERS:
                 run(servers[name], "systemctl kill --signal=SIGKILL --kill-whom=main devpi")
                 install(workstation, f"https://{name}/lab/dev/+simple/", ["idna"])
-                wait(f"devpi of {name} after a kill", 60, lambda host=servers[name]: answers(host))
+                wait(f"devpi of {name} after a kill", 60, partial(answers, servers[name]))
         for name in SERVERS:
             with stopped(servers[name], "devpi"):
                 time.sleep(5)
