@@ -5,10 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any, Protocol
 
 from bench.tools import Cost
 
 MIB = 1 << 20
+
+
+class Tabled(Protocol):
+    """A row of a table."""
+
+    def head(self) -> Sequence[str]:
+        """Return the heads of the columns after the first, which has the names."""
+
+    def cells(self, first: Any) -> Sequence[str]:
+        """Return all cells; `first` is the row that this one is compared with."""
+
+
+def label(name: str, wrong: str) -> str:
+    """Return the name of a row, with what was wrong."""
+    return f"{name} (**{wrong}**)" if wrong else name
+
+
+def spread(values: Sequence[float], unit: str, digits: int = 2) -> str:
+    """Return the least and the greatest."""
+    if len(values) == 1:
+        return "one run"
+    return f"{min(values):,.{digits}f}, {max(values):,.{digits}f} {unit}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -39,6 +62,21 @@ class Row:
     def peak_bytes(self) -> int:
         """The most memory of any run."""
         return max(cost.peak_bytes for cost in self.costs)
+
+    def head(self) -> Sequence[str]:
+        """Return the heads of the columns after the name."""
+        return ("median", "from, to", "CPU", "peak memory", "time ÷ first row's")
+
+    def cells(self, first: Row) -> Sequence[str]:
+        """Return all cells, beside the first row's."""
+        return (
+            label(self.name, self.wrong),
+            f"{self.seconds:.2f} s",
+            spread([cost.seconds for cost in self.costs], "s"),
+            f"{self.cpu_seconds:.2f} s",
+            f"{self.peak_bytes / MIB:.0f} MiB",
+            f"{self.seconds / first.seconds:.2f}",
+        )
 
 
 @dataclass(frozen=True)
@@ -78,26 +116,17 @@ class Result:
     """
 
     title: str
-    rows: Sequence[Row]
+    rows: Sequence[Tabled]
     bars: Sequence[Bar] = ()
     notes: Sequence[str] = field(default=())
 
     def markdown(self) -> str:
         """Return it as a section."""
-        lines = [f"## {self.title}", "", "| | median | from, to | CPU | peak memory | time ÷ first row's |"]
-        lines.append("|---|--:|--:|--:|--:|--:|")
-        first = self.rows[0].seconds
-        for row in self.rows:
-            times = [cost.seconds for cost in row.costs]
-            cells = [
-                f"{row.name} (**{row.wrong}**)" if row.wrong else row.name,
-                f"{row.seconds:.2f} s",
-                f"{min(times):.2f}, {max(times):.2f} s" if len(times) > 1 else "one run",
-                f"{row.cpu_seconds:.2f} s",
-                f"{row.peak_bytes / MIB:.0f} MiB",
-                f"{row.seconds / first:.2f}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+        lines = [f"## {self.title}", ""]
+        if self.rows:
+            head = self.rows[0].head()
+            lines += [f"| | {' | '.join(head)} |", f"|---|{'--:|' * len(head)}"]
+            lines += [f"| {' | '.join(row.cells(self.rows[0]))} |" for row in self.rows]
         if self.bars:
             lines += ["", "| asked for | came out | |", "|---|--:|---|"]
             says = {True: "met", False: "**not met**", None: ""}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import shlex
 import subprocess
@@ -99,7 +100,8 @@ def measure(command: Sequence[str], place: Sequence[str], scratch: Path, limit: 
 
 
 def engine(script: Path) -> Tool:
-    """Return the sync engine of this project, or of another checkout of it."""
+    """Return the sync engine of this project, or of another checkout of it, compiled as the role installs it."""
+    compileall.compile_dir(script.parent, quiet=1)
 
     def command(job: Job) -> list[str]:
         configuration: dict[str, Any] = {
@@ -111,7 +113,13 @@ def engine(script: Path) -> Tool:
             "jobs": job.jobs,
         }
         # JSON is YAML.
-        return [sys.executable, str(script), "--config", job.write("engine.yml", json.dumps(configuration))]
+        return [
+            sys.executable,
+            str(script),
+            "--verbose",
+            "--config",
+            job.write("engine.yml", json.dumps(configuration)),
+        ]
 
     return Tool("engine", command, mirror=True)
 

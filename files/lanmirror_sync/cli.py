@@ -68,6 +68,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--accept-older", action="store_true", help="publish the upstream's index even where it is older than ours"
     )
     parser.add_argument("--repair", action="store_true", help="with verify: fetch what is damaged or missing again")
+    parser.add_argument(
+        "--verbose", action="store_true", help="also say what each format of an index cost, and what is asked again"
+    )
     parser.add_argument("--check-config", action="store_true", help="check the configuration and do nothing else")
     return parser.parse_args(argv)
 
@@ -103,6 +106,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the command line and return its exit code; see `EXIT_CODES`."""
     arguments = _arguments(argv)
     progress = _set_up_log()
+    if arguments.verbose:
+        logging.getLogger("lanmirror_sync").setLevel(logging.DEBUG)
     try:
         config = _config(arguments)
     except ConfigError as error:

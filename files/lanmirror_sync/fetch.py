@@ -105,6 +105,8 @@ class _Job:
     tries: int = 0
     tried: set[int] = field(default_factory=set)
     missing: set[int] = field(default_factory=set)
+    # When a place that failed may be asked again (monotonic time, seconds).
+    later: dict[int, float] = field(default_factory=dict)
     error: FetchError | None = None
     resumed: bool = False
     complete: bool = False
@@ -317,7 +319,7 @@ class Fetcher:
             job.finish(None, None)
             return
         places = job.places()
-        waits = [self._hosts.wait(host_of(job.urls[place]), now) for place in places]
+        waits = [self._wait(job, place, now) for place in places]
         wait = min(waits)
         job.place = places[waits.index(wait)]
         if wait == math.inf:
@@ -382,13 +384,14 @@ class Fetcher:
             self._failed(job, error, max(self._config.retry_wait_seconds * 2**job.tries, wait), now)
 
     def _failed(self, job: _Job, error: FetchError, wait: float, now: float) -> None:
-        """Ask the next place, or all of them again in `wait` seconds; or give the request up."""
+        """Ask the next place, or this one again in `wait` seconds; or give the request up."""
         missing = isinstance(error, MissingError)
         (job.missing if missing else job.tried).add(job.place)
         if not missing or job.error is None:
             job.error = error
-        left = [host_of(job.urls[place]) for place in job.places()]
-        soonest = min((self._hosts.wait(host, now) for host in left), default=math.inf)
+        job.later[job.place] = now + min(wait, LONGEST_WAIT_SECONDS)
+        left = job.places()
+        soonest = min((self._wait(job, place, now) for place in left), default=math.inf)
         last = job.tries >= self._config.retries
         if missing and job.optional:
             job.finish(None, error)
@@ -398,10 +401,17 @@ class Fetcher:
         elif last or not job.tried:
             job.finish(None, job.error if job.tried else error)
         else:
-            log.debug("%s; again in %.1f s", error, wait)
             job.tried.clear()
             job.tries += 1
-            self._put_aside(job, now + min(wait, LONGEST_WAIT_SECONDS))
+            # Each place has its own time: one that is soon well again is not kept waiting by one that throttles.
+            again = min(self._wait(job, place, now) for place in job.places())
+            again = 0.0 if again == math.inf else again
+            log.debug("%s; again in %.1f s", error, again)
+            self._put_aside(job, now + again)
+
+    def _wait(self, job: _Job, place: int, now: float) -> float:
+        """Return for how long to leave a place alone; infinity when its host was given up."""
+        return max(self._hosts.wait(host_of(job.urls[place]), now), job.later.get(place, now) - now)
 
     def _verdict(self, exchange: Exchange, sink: Sink, failure: Failure | None) -> FetchError | None:
         """Say what is wrong with an answer; None where nothing is. The sink keeps what is worth it."""

@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Raw
 
 from lanmirror_sync import compress, repodata, shards
+from lanmirror_sync.compress import Former, Packed
 from lanmirror_sync.repodata import BAD_JSON, SECTIONS, WHEELS, Index, RepodataError
 
 # The JSON files of a subdir, and the forms in which each is served.
@@ -30,12 +31,36 @@ FORMS: Mapping[str, tuple[str, ...]] = {
 }
 # Every file of a subdir's index but the shards themselves, in the order in which they are put in place.
 INDEX_FILES = (shards.INDEX, *(name + form for name, forms in FORMS.items() for form in forms))
-PACKERS: Mapping[str, Callable[[Path, BinaryIO, int], None]] = {
+PACKERS: Mapping[str, Callable[[Path, Path, int, Former], Packed | None]] = {
     ".zst": compress.zst,
     ".bz2": compress.bzip2,
     ".gz": compress.gz,
 }
 BATCH = 1000
+
+
+class State(msgspec.Struct, frozen=True):
+    """What is remembered of a subdir from one `publish` to the next, so that only what changed is made again.
+
+    Attributes:
+        shards: see `shards.make`.
+        packed: the compressed files, by name.
+    """
+
+    shards: shards.State = shards.State()
+    packed: dict[str, Packed] = {}
+
+    def encode(self) -> bytes:
+        """Return the bytes to keep it as."""
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> State:
+        """Return what was kept; an empty state where it is damaged, so that all is made anew."""
+        try:
+            return msgspec.msgpack.decode(data, type=cls)
+        except BAD_JSON:
+            return cls()
 
 
 @dataclass(frozen=True)
@@ -46,7 +71,7 @@ class Published:
         files: the files in the folder, in the order in which they are to be put in place: shards first.
         obsolete: index files that are to be removed after that, since the upstream has none of the kind.
         expired: shards that were in no index for a week, to be deleted.
-        shards: what to hand to the next call.
+        state: what to hand to the next call.
         names: the package names that are published.
         seconds: the time that each format took, while others were made beside it.
     """
@@ -54,7 +79,7 @@ class Published:
     files: tuple[str, ...]
     obsolete: tuple[str, ...]
     expired: tuple[str, ...]
-    shards: shards.State
+    state: State
     names: Collection[str]
     seconds: Mapping[str, float]
 
@@ -112,7 +137,8 @@ def publish(
     current: bytes | None = None,
     run_exports: bytes | None = None,
     bz2: bool = True,
-    state: shards.State | None = None,
+    state: State | None = None,
+    served: Path | None = None,
     present: Collection[str] = (),
     now: float,
     threads: int = 2,
@@ -129,7 +155,8 @@ def publish(
             of those the ones that are published.
         run_exports: the upstream's `run_exports.json`, None where it has none.
         bz2: whether that form is served. It takes more time than all others, and few clients still ask for it.
-        state: `Published.shards` of the last time.
+        state: `Published.state` of the last time.
+        served: the folder of what was published then.
         present: the names of the files that stand in the subdir now.
         now: Unix time, seconds.
         threads: how many cores to use.
@@ -139,6 +166,7 @@ def publish(
         OSError: the folder cannot be written to.
     """
     view = _View(index, keep, former or Index({}, {}, {}))
+    state = state or State()
     seconds: dict[str, float] = {}
 
     parts = {"repodata.json": view}
@@ -150,13 +178,19 @@ def publish(
         with _timed(seconds, name), (folder / name).open("wb") as file:
             _write_json(file, part)
 
-    def pack() -> None:
+    def pack() -> dict[str, Packed]:
+        packed = {}
         for name in parts:
             for form in FORMS[name]:
                 if form == "" or (form == ".bz2" and not bz2):
                     continue
-                with _timed(seconds, name + form), (folder / (name + form)).open("wb") as file:
-                    PACKERS[form](folder / name, file, threads)
+                file = name + form
+                with _timed(seconds, file):
+                    before = Former.read(served / file, state.packed.get(file)) if served else Former()
+                    made = PACKERS[form](folder / name, folder / file, threads, before)
+                if made:
+                    packed[file] = made
+        return packed
 
     # Compression is the work of libraries that leave the interpreter free; shards are made meanwhile.
     with ThreadPoolExecutor(1) as aside:
@@ -167,18 +201,18 @@ def publish(
                 removed=_removed(index),
                 info={**_info(view), "subdir": arch},
                 folder=folder,
-                former=state or shards.State(),
+                former=state.shards,
                 present=present,
                 now=now,
             )
             (folder / shards.INDEX).write_bytes(made.index)
-        packing.result()
+        packed = packing.result()
     there = {file.name for file in folder.iterdir()} - set(made.files)
     return Published(
         files=(*made.files, *(name for name in INDEX_FILES if name in there)),
         obsolete=tuple(name for name in INDEX_FILES if name not in there),
         expired=made.expired,
-        shards=made.state,
+        state=State(made.state, packed),
         names=made.state.shards.keys(),
         seconds=seconds,
     )

@@ -70,6 +70,10 @@ class Memory:
         with self._errors():
             self._connection.commit()
 
+    def flushed(self) -> None:
+        """Take note that all bytes of the files that were verified so far have been brought to the disk."""
+        self._unflushed = False
+
     def verified(self, folder: str) -> Iterator[tuple[str, int, int, bytes]]:
         """Yield name, size, mtime_ns and digest of the files of a folder whose bytes were verified."""
         with self._errors():

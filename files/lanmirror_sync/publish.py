@@ -21,7 +21,6 @@ from lanmirror_sync.memory import Memory
 from lanmirror_sync.repodata import Index, RepodataError
 from lanmirror_sync.shards import RECIPE as SHARD_RECIPE
 from lanmirror_sync.shards import SUFFIX as SHARD_SUFFIX
-from lanmirror_sync.shards import State
 from lanmirror_sync.store import Store, cores
 
 log = logging.getLogger(__name__)
@@ -81,7 +80,7 @@ class Publisher:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         subdir = self._store.path(path)
-        state_file = self._store.shards_path(path)
+        state_file = self._store.made_path(path)
         published = formats.publish(
             content.index,
             folder,
@@ -91,18 +90,20 @@ class Publisher:
             current=content.current,
             run_exports=content.run_exports,
             bz2=content.bz2,
-            state=State.decode(state_file.read_bytes()) if state_file.exists() else None,
+            state=formats.State.decode(state_file.read_bytes()) if state_file.exists() else None,
+            served=subdir,
             present={file.name for file in os.scandir(subdir) if file.name.endswith(SHARD_SUFFIX)},
             now=time.time(),
             threads=cores(),
         )
         # One flush for all: the packages that the index names, and the index itself.
         self._store.flush_all()
+        self._memory.flushed()
         for name in published.files:
             if not _same(folder / name, subdir / name):
                 self._store.move(folder / name, path / name)
         self._store.flush(subdir)
-        self._store.write_file(state_file, published.shards.encode())
+        self._store.write_file(state_file, published.state.encode())
         for name in (*published.obsolete, *published.expired):
             self._store.remove(path / name)
         shutil.rmtree(folder, ignore_errors=True)

@@ -19,8 +19,6 @@ import msgspec
 import zstandard
 from msgspec import Raw
 
-from lanmirror_sync.repodata import BAD_JSON
-
 INDEX = "repodata_shards.msgpack.zst"
 SUFFIX = ".msgpack.zst"
 LEVEL = 3
@@ -60,18 +58,6 @@ class State(msgspec.Struct, frozen=True):
     recipe: str = RECIPE
     shards: dict[str, Shard] = {}
     unused: dict[str, float] = {}
-
-    def encode(self) -> bytes:
-        """Return the bytes to keep it as."""
-        return msgspec.msgpack.encode(self)
-
-    @classmethod
-    def decode(cls, data: bytes) -> State:
-        """Return what was kept; an empty state where it is damaged, so that all is made anew."""
-        try:
-            return msgspec.msgpack.decode(data, type=cls)
-        except BAD_JSON:
-            return cls()
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,15 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
 
 from lanmirror_sync import formats, repodata
 from lanmirror_sync.config import Config
-from lanmirror_sync.fetch import BIG_BYTES, Done, Fetcher, FetchError, MissingError, UnreachableError
+from lanmirror_sync.fetch import BIG_BYTES, Answer, Done, Fetcher, FetchError, MissingError, UnreachableError
 from lanmirror_sync.installers import Installers
 from lanmirror_sync.memory import Memory
 from lanmirror_sync.plan import due, too_many
@@ -26,7 +27,6 @@ from lanmirror_sync.progress import GIB
 from lanmirror_sync.publish import RECIPE, Content, Publisher, stamps
 from lanmirror_sync.repodata import Index, Package, RepodataError
 from lanmirror_sync.report import Progress, Report
-from lanmirror_sync.shards import State
 from lanmirror_sync.sinks import Download, Expected, Landed
 from lanmirror_sync.store import Store
 from lanmirror_sync.survey import FACT, Options, Survey, Task
@@ -85,14 +85,15 @@ class Run:
         """
         tasks, downloads = self.plan()
         self._check_room(tasks, downloads)
+        channels = {task.subdir.channel for task in tasks}
+        about = {channel: self._ask_channeldata(channel) for channel in channels}
         self._fetch(tasks, downloads)
         for path in self._survey.unchanged:
             orphans = self._memory.orphans(str(path))
             self._sweep(path, orphans, self.report.unchanged[str(path)] + len(orphans))
             self._note(path)
-        channels = {task.subdir.channel for task in tasks}
         self._publish_empty_noarch(channels)
-        self._publish_channeldata(channels)
+        self._publish_channeldata(about)
         self._forget_old_partials()
         self._checkpoint(now=True)
 
@@ -183,6 +184,7 @@ class Run:
         else:
             self.report.fetched += 1
             self.report.received += landed.size
+            self._store.begin_flush(download.target)
             if task and name in task.replaced:
                 task.staged[name] = landed
             else:
@@ -305,17 +307,23 @@ class Run:
                 self._publisher.publish(path, Content(formats.empty("noarch")))
                 log.info("%s: published empty, the upstream has none", path)
 
-    def _publish_channeldata(self, channels: Iterable[PurePosixPath]) -> None:
+    def _ask_channeldata(self, channel: PurePosixPath) -> Future[Answer]:
+        subdir = next(subdir for subdir in self._config.subdirs() if subdir.channel == channel)
+        urls = [url.rsplit("/", 1)[0] + "/channeldata.json" for url in subdir.index_urls]
+        return self._fetcher.ask(urls, optional=True)
+
+    def _publish_channeldata(self, answers: Mapping[PurePosixPath, Future[Answer]]) -> None:
         """Serve `channeldata.json` (CEP 38) of the channels of which something was published."""
-        for channel in channels:
+        for channel, answer in answers.items():
             subdirs = [subdir for subdir in self._config.subdirs() if subdir.channel == channel]
-            urls = [url.rsplit("/", 1)[0] + "/channeldata.json" for url in subdirs[0].index_urls]
-            files = {subdir.arch: self._store.shards_path(subdir.path) for subdir in subdirs}
+            files = {subdir.arch: self._store.made_path(subdir.path) for subdir in subdirs}
             names = {
-                arch: State.decode(file.read_bytes()).shards.keys() for arch, file in files.items() if file.exists()
+                arch: formats.State.decode(file.read_bytes()).shards.shards.keys()
+                for arch, file in files.items()
+                if file.exists()
             }
             try:
-                data = formats.channeldata(self._fetcher.ask(urls, optional=True).result().data or b"", names)
+                data = formats.channeldata(answer.result().data or b"", names)
             except MissingError:
                 self._store.remove(channel / "channeldata.json")
             except (FetchError, RepodataError) as error:

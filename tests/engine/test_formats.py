@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import bz2
 import copy
+import gzip
 import json
 import random
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
-from io import BytesIO
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -21,6 +23,7 @@ import rattler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lanmirror_sync import compress, formats, repodata
+from lanmirror_sync.compress import Former, Packed
 from lanmirror_sync.formats import Published
 
 from tests.engine import served
@@ -374,10 +377,8 @@ def test_pieces_make_one_stream(tmp_path: Path, packer: str, data: bytes) -> Non
     source.write_bytes(data)
     outputs = []
     for threads in (1, 3):
-        target_file = BytesIO()
-        formats.PACKERS[f".{packer}"](source, target_file, threads)
-        outputs.append(target_file.getvalue())
-        target.write_bytes(outputs[-1])
+        formats.PACKERS[f".{packer}"](source, target, threads, Former())
+        outputs.append(target.read_bytes())
         assert served.unpack(target) == data
     assert outputs[0] == outputs[1]
     tool = shutil.which({"zst": "zstd", "bz2": "bzip2", "gz": "gzip"}[packer])
@@ -391,21 +392,75 @@ def test_the_number_of_cores_changes_no_byte(tmp_path: Path, packer: str) -> Non
     source.write_bytes(noise(1 << 20) * 40)
     outputs = []
     for threads in (1, 4):
-        target = BytesIO()
-        formats.PACKERS[f".{packer}"](source, target, threads)
-        outputs.append(target.getvalue())
+        target = tmp_path / "target"
+        formats.PACKERS[f".{packer}"](source, target, threads, Former())
+        outputs.append(target.read_bytes())
     assert outputs[0] == outputs[1]
 
 
-def test_bzip2_is_as_small_as_that_of_the_library(tmp_path: Path) -> None:
-    data = b"".join(
+def many_records() -> list[bytes]:
+    return [
         f'"lib{number}":{{"sha256":"{random.Random(number).randbytes(32).hex()}"}},'.encode()
         for number in range(40_000)
-    )
+    ]
+
+
+@pytest.mark.parametrize(("packer", "library"), [(compress.bzip2, bz2.compress), (compress.gz, gzip.compress)])
+def test_pieces_are_as_small_as_what_the_library_makes(
+    tmp_path: Path, packer: Callable[..., Packed], library: Callable[[bytes], bytes]
+) -> None:
+    data = b"".join(many_records())
     (tmp_path / "source").write_bytes(data)
-    target = BytesIO()
-    compress.bzip2(tmp_path / "source", target, 2)
-    assert len(target.getvalue()) < 1.02 * len(bz2.compress(data))
+    packer(tmp_path / "source", tmp_path / "target", 2, Former())
+    assert (tmp_path / "target").stat().st_size < 1.02 * len(library(data))
+
+
+def change(records: list[bytes], how: str) -> bytes:
+    """Return the records, changed in the middle."""
+    middle = len(records) // 2
+    new = {"one more": [b'"new":{"sha256":"0"},'], "one less": [], "one other": [records[middle] + b" "]}[how]
+    return b"".join([*records[:middle], *new, *records[middle + (how != "one more") :]])
+
+
+@pytest.mark.parametrize("how", ["one more", "one less", "one other"])
+@pytest.mark.parametrize("packer", ["bz2", "gz"])
+def test_pieces_that_did_not_change_are_taken_from_the_former_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packer: str, how: str
+) -> None:
+    records = many_records()
+    source, former, target = tmp_path / "source", tmp_path / f"former.{packer}", tmp_path / f"target.{packer}"
+    source.write_bytes(b"".join(records))
+    pack = formats.PACKERS[f".{packer}"]
+    packed = pack(source, former, 2, Former())
+    assert packed
+    compressor = Mock(wraps=bz2.compress if packer == "bz2" else zlib.compressobj)
+    monkeypatch.setattr(*((bz2, "compress") if packer == "bz2" else (zlib, "compressobj")), compressor)
+    source.write_bytes(change(records, how))
+    again = pack(source, target, 2, Former.read(former, packed))
+    assert served.unpack(target) == source.read_bytes()
+    assert 1 <= compressor.call_count <= 2 < len(packed.pieces)
+    # And from that one the next.
+    source.write_bytes(b"".join(records))
+    pack(source, former, 2, Former.read(target, again))
+    assert served.unpack(former) == source.read_bytes()
+    assert compressor.call_count <= 4
+
+
+@pytest.mark.parametrize("packer", ["bz2", "gz"])
+def test_nothing_is_taken_from_a_damaged_file(tmp_path: Path, packer: str) -> None:
+    source, former, target = tmp_path / "source", tmp_path / "former", tmp_path / f"target.{packer}"
+    source.write_bytes(b"".join(many_records()))
+    pack = formats.PACKERS[f".{packer}"]
+    packed = pack(source, former, 2, Former())
+    damaged = bytearray(former.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    for content in (damaged, b"", None):
+        former.unlink()
+        if content is not None:
+            former.write_bytes(content)
+        pack(source, target, 2, Former.read(former, packed))
+        assert served.unpack(target) == source.read_bytes()
+        former.touch()
 
 
 @pytest.fixture(scope="module")

@@ -59,9 +59,11 @@ def test_an_upstream_that_throttles_is_left_alone(lab: Lab) -> None:
         assert len(lab.upstream.asked("*.conda")) <= lab.settings["jobs"]
 
 
-def test_the_others_are_asked_again_before_one_that_throttles_may_be(lab: Lab) -> None:
+@pytest.mark.parametrize("first", ["throttles", "fails once"])
+def test_the_others_are_asked_again_before_one_that_throttles_may_be(lab: Lab, first: str) -> None:
     with another(lab) as second:
-        lab.settings["upstream"]["repo"] = [lab.upstream.url, second.url]
+        urls = [lab.upstream.url, second.url]
+        lab.settings["upstream"]["repo"] = urls if first == "throttles" else urls[::-1]
         lab.fault("*.conda", status=429, headers={"Retry-After": "30"})
         second.faults[f"*/{VICTIM}"] = server.Fault(status=503, times=1)
         began = time.monotonic()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from lanmirror_sync import formats, repodata, shards
-from lanmirror_sync.shards import State
+from lanmirror_sync.formats import State
 
 from tests.engine import served
 
@@ -60,7 +60,7 @@ class Subdir:
         for name in (*published.obsolete, *published.expired):
             (self.path / name).unlink(missing_ok=True)
         # As from one run to the next: through the bytes that are kept.
-        self.state = State.decode(published.shards.encode())
+        self.state = State.decode(published.state.encode())
         return published
 
     def shard_files(self) -> set[str]:
@@ -153,8 +153,8 @@ def test_a_shard_that_was_lost_is_made_again(subdir: Subdir) -> None:
 def test_another_recipe_makes_all_anew(subdir: Subdir) -> None:
     subdir.publish(document(a=1, b=1))
     right = served.shard_index(subdir.path)["shards"]
-    wrong = {name: shards.Shard(shard.source, right["b"]) for name, shard in subdir.state.shards.items()}
-    subdir.state = State("another", wrong, {})
+    wrong = {name: shards.Shard(shard.source, right["b"]) for name, shard in subdir.state.shards.shards.items()}
+    subdir.state = State(shards.State("another", wrong, {}))
     subdir.publish(document(a=1, b=1))
     assert served.shard_index(subdir.path)["shards"] == right
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -28,6 +30,16 @@ def load(role: str, path: str) -> dict[str, Any]:
     file = ROOT / "roles" / role / path
     data: dict[str, Any] = yaml.safe_load(file.read_text()) or {} if file.exists() else {}
     return data
+
+
+def python_file(path: Path) -> ModuleType:
+    """Return a module or filter plugin of a role, which no import finds."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def defaults(role: str) -> dict[str, Any]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import configparser
 import datetime
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
@@ -17,21 +15,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.roles.render import python_file
+
 ROLE = Path(__file__).parents[2] / "roles" / "client"
 URL = "http://192.0.2.10"
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-client = load(ROLE / "filter_plugins" / "client_settings.py")
-trust = load(ROLE / "filter_plugins" / "client_trust.py")
+client = python_file(ROLE / "filter_plugins" / "client_settings.py")
+trust = python_file(ROLE / "filter_plugins" / "client_trust.py")
 PIP = client.pip_settings(URL)
 CONDA = client.conda_settings(URL, ["main", "r"], ["conda-forge"])
 
@@ -374,7 +365,7 @@ def test_plan_passes_on_why_a_file_cannot_be_read() -> None:
 
 
 def test_module_writes_through_a_link_and_keeps_the_mode(tmp_path: Path) -> None:
-    module = load(ROLE / "library" / "client_file.py")
+    module = python_file(ROLE / "library" / "client_file.py")
     real, link = tmp_path / "dotfiles" / "pip.conf", tmp_path / "pip.conf"
     module.write(real, "one\n")
     assert real.stat().st_mode & 0o777 == 0o644

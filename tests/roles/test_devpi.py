@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from roles.devpi.files import lanmirror_devpi_watch as watch
 from roles.devpi.filter_plugins import devpi_declared as declared
 from roles.devpi.library import devpi_indexes as devpi
 from tests.roles.render import ROOT, evaluate, render
@@ -125,6 +127,54 @@ def test_key_of_a_page_changes_with_the_settings_of_its_mirror() -> None:
     assert generation("https://a.example/") == generation("https://a.example/") != generation("https://b.example/")
 
 
+def test_flat_mirrors_are_devpis_units_and_no_word_of_its_database() -> None:
+    flat = {"type": "mirror", "flat": True, "mirror_url": "http://m/"}
+    indexes = {"root/b": flat, "root/a": flat, "root/c": {**flat, "flat": False}}
+    unit = render("devpi", "devpi.service.j2", devpi_indexes=indexes)
+    assert 'Environment="LANMIRROR_FLAT=root/a root/b"' in unit
+    assert 'Environment="LANMIRROR_FLAT="' in render("devpi", "devpi.service.j2")
+    assert devpi.complete({"root/a": flat}, dict) == {"root/a": {"type": "mirror", "mirror_url": "http://m/"}}
+
+
+def test_units_beside_devpi_are_kept_to_what_they_write() -> None:
+    for name in ("devpi-watch.service.j2", "devpi-evict.service.j2"):
+        unit = render("devpi", name, devpi_data_dir="/srv/devpi", devpi_metrics_file="/srv/metrics/pypi.prom")
+        for line in (
+            "User=devpi",
+            "ReadWritePaths=/srv/devpi",
+            "ReadWritePaths=-/srv/metrics",
+            "ProtectSystem=strict",
+            "CapabilityBoundingSet=",
+        ):
+            assert line in unit.splitlines()
+    assert "ReadWritePaths=-" not in render("devpi", "devpi-watch.service.j2")
+
+
+def test_log_of_what_is_served_has_the_fields_that_are_read() -> None:
+    form = re.search(r"log_format devpi_served '([^']+)';", render("devpi", "devpi-http.conf.j2"))
+    assert form is not None
+    assert len(form[1].split(r"\t")) == watch.FIELDS
+
+
+@pytest.mark.parametrize(
+    ("accepted", "gzip"),
+    [
+        ("gzip", True),
+        ("gzip, deflate, br, zstd", True),
+        ("br;q=1.0, gzip;q=0.5", True),
+        ("", False),
+        ("identity", False),
+        ("gzip;q=0, br", False),
+        ("br, gzip; q=0.000", False),
+    ],
+)
+def test_who_takes_gzip_gets_the_page_that_is_kept_as_such(accepted: str, gzip: bool) -> None:
+    found = re.search(r'"~(.*)" gzip;', render("devpi", "devpi-http.conf.j2"))
+    assert found is not None
+    assert bool(re.search(found[1], accepted)) is gzip
+    assert render("devpi", "devpi-locations.conf.j2").count("|$devpi_encoding|$uri") == 2
+
+
 # ---- the upstream --------------------------------------------------------------------------------------------
 
 
@@ -189,7 +239,13 @@ def test_indexes_have_what_they_need_by_default() -> None:
 
 def refusals(**variables: Any) -> list[str]:
     """Return the messages with which the preflight would stop."""
-    known = {"ansible_facts": {"python": {"version": {"major": 3, "minor": 11}}}, **variables}
+    blank = {"stat": {"exists": False}}
+    known = {
+        "ansible_facts": {"python": {"version": {"major": 3, "minor": 11}}},
+        "__devpi_requirements": "",
+        "__devpi_running": blank,
+        **variables,
+    }
     messages = []
 
     def holds(condition: str, more: dict[str, Any]) -> bool:
@@ -266,6 +322,10 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
         ({"devpi_request_timeout": 0}, ["devpi_request_timeout", '"0"', "1 to 300"]),
         ({"devpi_pages_max_stale": 60}, ["devpi_pages_max_stale", '"60"', "120 to 31536000"]),
         ({"devpi_max_upload_mib": 0}, ["devpi_max_upload_mib", '"0"']),
+        ({"devpi_max_cached_gib": -1}, ["devpi_max_cached_gib", '"-1"', "0 to 1048576"]),
+        ({"devpi_min_free_gib": 1048577}, ["devpi_min_free_gib", '"1048577"', "0 to 1048576"]),
+        ({"devpi_metrics_file": "/var/lib/metrics"}, ["devpi_metrics_file", '"/var/lib/metrics"', ".prom"]),
+        ({"devpi_metrics_file": "pypi.prom"}, ["devpi_metrics_file", '"pypi.prom"', "absolute"]),
         ({"devpi_root_password": 12345678}, ["devpi_root_password", "quote"]),
         ({"devpi_root_password": "short"}, ["devpi_root_password", "8 characters"]),
         ({"devpi_root_password": "two\nlines of it"}, ["devpi_root_password"]),
@@ -287,6 +347,11 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
             {"devpi_indexes": {"root/x": {"type": "mirror", "mirror_url": "http://m/", "acl_upload": ["root"]}}},
             ["root/x is a mirror", "acl_upload", "stage index"],
         ),
+        (
+            {"devpi_indexes": {"root/x": {"type": "mirror", "official": True, "flat": True}}},
+            ["root/x is both official and flat"],
+        ),
+        ({"devpi_indexes": {"root/x": {"type": "stage", "flat": True}}}, ["root/x is a stage", "flat"]),
         (
             {"devpi_indexes": {"root/x": {"type": "stage", "mirror_url": "http://m/"}}},
             ["root/x is a stage", "mirror_url"],
@@ -312,6 +377,14 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
         ({"devpi_server_names": ["http://pypi.lab.lan"]}, ["devpi_server_names", "without scheme"]),
         ({"devpi_data_dir": "srv/devpi"}, ["devpi_data_dir", '"srv/devpi"', "absolute"]),
         ({"devpi_data_dir": "/"}, ["devpi_data_dir", "absolute"]),
+        ({"devpi_backup_dir": "backups"}, ["devpi_backup_dir", '"backups"', "absolute"]),
+        ({"devpi_data_dir": "/srv/devpi", "devpi_backup_dir": "/srv/devpi/old"}, ["devpi_backup_dir", "outside"]),
+        ({"devpi_backup_keep": 0}, ["devpi_backup_keep", '"0"', "1 to 1000"]),
+        ({"devpi_backup_cache": "all"}, ["devpi_backup_cache", '"all"', "true, false"]),
+        (
+            {"__devpi_running": {"stat": {"exists": True, "lnk_target": "/opt/devpi/py3.11-old"}}},
+            ["server", "/opt/devpi/py3.11-old", "playbooks/upgrade.yml"],
+        ),
         ({"devpi_ca_bundle": "ca.pem"}, ["devpi_ca_bundle", '"ca.pem"', "absolute"]),
         ({"devpi_http_proxy": "proxy:3128"}, ["devpi_http_proxy", '"proxy:3128"', "http://"]),
         ({"devpi_http_proxy": "u:hush@proxy:3128"}, ["devpi_http_proxy", "http://"]),
@@ -339,6 +412,8 @@ class Stage:
     provides_core_metadata = False
     timeout = 5.0
     UpstreamError = RuntimeError
+    UpstreamNotFoundError = type("UpstreamNotFoundError", (RuntimeError,), {})
+    UpstreamNotModified = type("UpstreamNotModified", (Exception,), {})
 
     def __init__(self, clock: list[float], *, links: list[str] | None, expired: bool, answers_in: float) -> None:
         self.clock, self.links, self.expired, self.answers_in = clock, links, expired, answers_in
@@ -355,21 +430,27 @@ class Stage:
         self.clock[0] += min(self.answers_in, self.timeout)
         return "asked"
 
+    async def _async_fetch_releaselinks(self, error: Exception | None) -> None:
+        if error:
+            raise error
+
     def SimpleLinks(self, links: list[str], **_: Any) -> str:  # noqa: N802 - devpi's name
         return "known" if links else ""
 
 
 @pytest.fixture
-def starter(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[float]]:
+def starter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, list[float]]:
     clock = [1000.0]
     mirror = SimpleNamespace(MirrorStage=type("Fresh", (Stage,), {}), normalize_name=str.lower)
     replica = SimpleNamespace(FileReplicationSharedData=type("Queue", (), {"on_import_file": None}))
     monkeypatch.setitem(sys.modules, "devpi_server", SimpleNamespace(mirror=mirror, main=None, replica=replica))
     monkeypatch.setenv("LANMIRROR_MAX_STALE", "100")
+    monkeypatch.setenv("LANMIRROR_UPSTREAMS", str(tmp_path / "upstreams.json"))
     spec = importlib.util.spec_from_file_location("lanmirror_devpi", ROLE / "files" / "lanmirror_devpi.py")
     assert spec is not None
     assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, loaded)
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     spec.loader.exec_module(loaded)
     return mirror.MirrorStage, clock
@@ -404,6 +485,29 @@ def test_starter_ends_what_was_not_confirmed_for_too_long(starter: tuple[Any, li
     clock[0] += 101
     with pytest.raises(RuntimeError, match="has not confirmed the page of 'six' for 100 seconds"):
         stage.get_simplelinks_perstage("six")
+
+
+def test_starter_tells_which_upstream_answers(starter: tuple[Any, list[float]], tmp_path: Path) -> None:
+    stage = starter[0](starter[1], links=["six"], expired=True, answers_in=0)
+    said = []
+    for error in (
+        None,
+        stage.UpstreamError("-1 status on GET URL('https://u:hush@m.example/six/')"),
+        stage.UpstreamError("403 status on GET URL('https://u:hush@m.example/idna/')"),
+        stage.UpstreamNotFoundError("not found on GET URL('https://m.example/nix/')"),
+    ):
+        if error is None:
+            asyncio.run(stage._async_fetch_releaselinks(None))
+        else:
+            with pytest.raises(type(error)):
+                asyncio.run(stage._async_fetch_releaselinks(error))
+        said.append({name: why for name, (_, why) in watch.upstreams(tmp_path / "upstreams.json").items()})
+    assert said == [
+        {"root/pypi": ""},
+        {"root/pypi": "it cannot be reached"},
+        {"root/pypi": "403 status"},
+        {"root/pypi": ""},
+    ]
 
 
 # ---- the module: what it decides -----------------------------------------------------------------------------

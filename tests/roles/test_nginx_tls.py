@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import ssl
 import subprocess
 from ipaddress import ip_address
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from cryptography import x509
@@ -18,24 +16,15 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPri
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import NameOID
 
-from tests.roles.render import FACTS, render
+from tests.roles.render import FACTS, python_file, render
 
 ROLE = Path(__file__).parents[2] / "roles" / "nginx"
 ADDRESSES = ["10.1.2.3", "192.0.2.10"]
 SITE = {"hostname": "mirror", "default_ipv4": {"address": "192.0.2.10"}, "all_ipv4_addresses": ADDRESSES}
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-names = load(ROLE / "filter_plugins" / "nginx_tls.py")
-module = load(ROLE / "library" / "nginx_certificate.py")
+names = python_file(ROLE / "filter_plugins" / "nginx_tls.py")
+module = python_file(ROLE / "library" / "nginx_certificate.py")
 
 
 # ---- names -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Run devpi-server with little patience for an upstream where devpi has an answer already.
+"""Run devpi-server with little patience for an upstream, with flat upstreams, and telling which upstreams answer.
 
 devpi asks its upstream when a page it has is older than `mirror_cache_expiry`, and waits for it: when the upstream
 drops packets, for five seconds, for each project, each time. That hits most those who use a private index on top of
@@ -11,15 +11,29 @@ forgets at a restart when that was, so the time counts from there at the earlies
 On a replica it brings only such files over as the primary has. devpi queues each link of each page, and goes through
 the links of the whole project for each: two dozen projects are 18,000 entries, behind which the files wait for hours.
 
+A mirror that is named in LANMIRROR_FLAT has an upstream of one page, at its `mirror_url`, with links to the files of
+all projects, as vendors have them and as `pip --find-links` takes them. devpi asks for a page of each project; it gets
+one with the project's links of that page.
+
+How each upstream answered last is written to the file LANMIRROR_UPSTREAMS, for lanmirror_devpi_watch.py, when it
+changes.
+
 Made for the pinned version of devpi-server; the names it builds on are looked up at the start, which fails if one is
 gone.
 """
 
 from __future__ import annotations
 
+import html
+import json
+import logging
 import os
+import re
 import sys
+import threading
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from devpi_server import main, mirror, replica  # type: ignore[import-not-found]  # it is in the venv that runs this
@@ -29,7 +43,11 @@ PAUSE = 30.0
 MAX_STALE = float(os.environ["LANMIRROR_MAX_STALE"])
 STARTED = time.monotonic()
 
+FLAT = frozenset(os.environ.get("LANMIRROR_FLAT", "").split())
+UPSTREAMS = os.environ.get("LANMIRROR_UPSTREAMS", "")
+
 ask = mirror.MirrorStage.get_simplelinks_perstage
+fetch = mirror.MirrorStage._async_fetch_releaselinks
 load = mirror.MirrorStage._load_cache_links
 
 on_import_file = replica.FileReplicationSharedData.on_import_file
@@ -71,8 +89,81 @@ def import_file(data: Any, keyfs: Any, serial: int, key: Any, *change: Any) -> N
         on_import_file(data, keyfs, serial, key, *change)
 
 
+@dataclass(frozen=True)
+class Page:
+    """What devpi reads of an answer."""
+
+    status_code: int
+    headers: Any
+    url: str
+
+
+class FlatUpstream:
+    """The HTTP client of a mirror, for one whose projects stand on one page."""
+
+    def __init__(self, client: Any, page: Any) -> None:
+        self.client, self.page = client, page
+
+    def __getattr__(self, name: str) -> Any:
+        """Leave all but pages as it is."""
+        return getattr(self.client, name)
+
+    async def async_get(self, url: Any, **options: Any) -> tuple[Any, Any]:
+        """Return the answer that an upstream with a page for each project would give."""
+        answer, text = await self.client.async_get(self.page, **options)
+        if answer.status_code != 200 or text is None:  # noqa: PLR2004 - HTTP's OK
+            return answer, text
+        parser = mirror.IndexParser(mirror.URL(url).asfile().basename)
+        parser.parse_index(mirror.URL(str(answer.url)), text)
+        rows = []
+        for link in parser.releaselinks:
+            needs = f' data-requires-python="{html.escape(link.requires_python)}"' if link.requires_python else ""
+            rows.append(f'<a href="{html.escape(link.url)}"{needs}>{html.escape(link.basename)}</a>')
+        return Page(200 if rows else 404, answer.headers, mirror.URL(url).url), "\n".join(rows)
+
+
+told: dict[str, dict[str, Any]] = {}
+telling = threading.Lock()
+
+
+def tell(name: str, why: str) -> None:
+    """Write down how an upstream answered: `why` it did not, or nothing when it did."""
+    with telling:
+        if UPSTREAMS and told.get(name, {}).get("why") != why:
+            told[name] = {"since": time.time(), "why": why}
+            new = Path(f"{UPSTREAMS}.new")
+            new.write_text(json.dumps(told), encoding="utf-8")
+            new.replace(UPSTREAMS)
+
+
+async def fetch_releaselinks(stage: Any, *arguments: Any) -> None:
+    """Ask the upstream for the page of a project, as the method of devpi's that it takes the place of."""
+    if stage.name in FLAT and not isinstance(stage.http, FlatUpstream):
+        page = mirror.URL(stage.ixconfig["mirror_url"]).replace(username=None, password=None)
+        stage.http = FlatUpstream(stage.http, page)
+    try:
+        await fetch(stage, *arguments)
+    except (stage.UpstreamNotModified, stage.UpstreamNotFoundError):
+        tell(stage.name, "")
+        raise
+    except stage.UpstreamError as error:
+        # Without the project's page, which is another one each time. -1 is devpi's own, for no answer at all.
+        why = re.sub(r" on GET .*", "", str(error), flags=re.DOTALL)
+        tell(stage.name, "it cannot be reached" if why == "-1 status" else why)
+        raise
+    else:
+        tell(stage.name, "")
+
+
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Return whether a record goes to the journal: not the question whether devpi is there, every few seconds."""
+    return not record.getMessage().endswith("GET /+api")
+
+
+logging.getLogger().addFilter(is_worth_a_line)
 replica.FileReplicationSharedData.on_import_file = import_file
 mirror.MirrorStage.get_simplelinks_perstage = get_simplelinks_perstage
+mirror.MirrorStage._async_fetch_releaselinks = fetch_releaselinks
 
 if __name__ == "__main__":
     sys.exit(main.main())

@@ -15,6 +15,7 @@ PEER = re.compile(r"https?://(?P<host>[0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 PASSWORD = re.compile(r"\S.{6,}\S")
 COMMON = {"type", "title", "description", "custom_data", "volatile"}
 MIRROR = {
+    "flat",
     "official",
     "mirror_url",
     "mirror_web_url_fmt",
@@ -27,6 +28,7 @@ MIRROR = {
 STAGE = {"bases", "acl_upload", "acl_toxresult_upload", "mirror_whitelist", "mirror_whitelist_inheritance"}
 LISTS = {"bases", "acl_upload", "acl_toxresult_upload", "mirror_whitelist"}
 SWITCHES = {
+    "flat",
     "official",
     "volatile",
     "mirror_ignore_serial_header",
@@ -197,6 +199,8 @@ def _of_keys(where: str, kind: str, settings: Mapping[str, Any]) -> Iterator[str
 def _of_url(where: str, settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong with where a mirror fetches from."""
     url = settings.get("mirror_url")
+    if settings.get("official") is True and settings.get("flat") is True:
+        yield f"{where} is both official and flat: the official index is not flat; take one of them out"
     if settings.get("official") is True:
         if url is not None:
             yield f"{where} has both official and mirror_url: take one of them out"

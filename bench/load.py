@@ -1,0 +1,141 @@
+"""Load on a server by `wrk` (Debian's), and what came of it.
+
+`wrk` keeps some connections open and sends the next request on one as soon as it has the answer to the last: it finds
+out how many a server can answer, while it takes a good part of the same machine itself.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from bench.report import label, spread
+
+DEBIAN = {"wrk": "wrk"}
+THREADS = 2
+CONNECTIONS = 16
+# Microseconds, and counts, as `wrk` has them (its SCRIPTING document).
+DONE = """\
+done = function(summary, latency, requests)
+  local wrong = summary.errors
+  io.write(string.format(
+    '\\n{"requests": %d, "seconds": %f, "median": %f, "p99": %f, "worst": %f, "bytes": %d, "errors": %d}\\n',
+    summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e6, latency:percentile(99) / 1e6,
+    latency.max / 1e6, summary.bytes, wrong.connect + wrong.read + wrong.write + wrong.status + wrong.timeout))
+end
+"""
+# Each thread goes its own way through the paths, from where its number says.
+PATHS = """\
+local count = 0
+setup = function(thread) thread:set("place", count); count = count + {step} end
+local requests = {{}}
+init = function(arguments) for i, path in ipairs({{ {paths} }}) do requests[i] = wrk.format(nil, path) end end
+request = function() place = place % #requests + 1; return requests[place] end
+"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a server did under load.
+
+    Attributes:
+        requests: answered in time.
+        seconds: of the run.
+        median: time of an answer, in seconds, that half of them took no longer than.
+        p99: the same for 99 of 100.
+        worst: the longest.
+        bytes: received.
+        errors: refused or broken connections, answers with 4xx or 5xx, answers after half a minute or never.
+    """
+
+    requests: int
+    seconds: float
+    median: float
+    p99: float
+    worst: float
+    bytes: int
+    errors: int
+
+    @property
+    def per_second(self) -> float:
+        """Requests answered per second."""
+        return self.requests / self.seconds
+
+
+@dataclass(frozen=True)
+class LoadRow:
+    """What one server did, in all runs.
+
+    Attributes:
+        name: the server.
+        loads: of each run.
+        wrong: what was wrong with an answer; "" where nothing was.
+    """
+
+    name: str
+    loads: Sequence[Load]
+    wrong: str = ""
+
+    @property
+    def per_second(self) -> float:
+        """The median of requests per second."""
+        return median(load.per_second for load in self.loads)
+
+    @property
+    def p99(self) -> float:
+        """The median of the runs' 99th percentiles, in seconds."""
+        return median(load.p99 for load in self.loads)
+
+    def head(self) -> Sequence[str]:
+        """Return the heads of the columns after the name."""
+        return ("requests/s", "from, to", "median", "99 % within", "÷ first row's")
+
+    def cells(self, first: LoadRow) -> Sequence[str]:
+        """Return all cells, beside the first row's."""
+        digits = 0 if self.per_second >= 100 else 1  # noqa: PLR2004 - three places are enough
+        return (
+            label(self.name, self.wrong),
+            f"{self.per_second:,.{digits}f}",
+            spread([load.per_second for load in self.loads], "", digits),
+            f"{median(load.median for load in self.loads) * 1000:.2f} ms",
+            f"{self.p99 * 1000:.2f} ms",
+            f"{self.per_second / first.per_second:.3f}",
+        )
+
+
+def read(output: str) -> Load:
+    """Return what `wrk` says with the script above."""
+    return Load(**json.loads(output.strip().rsplit("\n", 1)[-1]))
+
+
+def wrk(
+    url: str,
+    headers: Mapping[str, str],
+    seconds: int,
+    scratch: Path,
+    *,
+    connections: int = CONNECTIONS,
+    paths: Sequence[str] = (),
+) -> Load:
+    """Put load on a server.
+
+    Args:
+        url: what is asked for.
+        headers: of each request.
+        seconds: how long.
+        scratch: a folder for the script.
+        connections: how many are open.
+        paths: asked for in turn, in place of the URL's.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    script = scratch / "wrk.lua"
+    many = PATHS.format(step=len(paths) // THREADS, paths=", ".join(map(json.dumps, paths))) if paths else ""
+    script.write_text(DONE + many)
+    # Not cut off at two seconds, as it does by itself: a slow server's answers count.
+    command = ["wrk", f"-t{THREADS}", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script)]
+    command += [f"-H{name}: {value}" for name, value in headers.items()]
+    return read(subprocess.run([*command, url], check=True, capture_output=True, text=True).stdout)

@@ -1,0 +1,88 @@
+"""The command line of `bench/pypi`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from bench import command, lab, load, pypi_servers, pypi_upstream
+from bench.pypi_scenarios import Bench, all_scenarios, warm
+
+DEBIAN = {"nginx": "nginx-light", "ip": "iproute2", "unshare": "util-linux"} | load.DEBIAN
+# Set for the process that measures: it has a network of its own.
+INSIDE = "LANMIRROR_BENCH_INSIDE"
+SERVERS = 4
+# Seconds that Nginx takes a page for fresh before it asks devpi: as the role has it, and in a quick run.
+FRESH, FRESH_QUICK = 60, 2
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    names = list(all_scenarios())
+    parser = command.parser(
+        "bench/pypi",
+        "Measure the PyPI cache, as its role sets it up, beside devpi alone, devpi behind the Nginx configuration that "
+        "it generates, proxpi, and a static file; print what came out as Markdown. Needs root, for a network "
+        "namespace; installs what it misses from Debian and PyPI; what is measured stays on this machine.",
+        names,
+    )
+    return command.parse(parser, argv, names)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the scenarios and print the figures; 0 whatever they are, since this is no test."""
+    options = arguments(argv)
+    work = options.work / "pypi"
+    if INSIDE in os.environ:
+        return measure(options)
+    with command.alone():
+        lab.need(DEBIAN)
+        work.mkdir(parents=True, exist_ok=True)
+        pypi_servers.install(work)
+        pypi_upstream.fetch_wheels(work / "wheels")
+        # No packet leaves the machine, whatever a server thinks it needs, and all ports are free.
+        inside = ["unshare", "--net", "--kill-child", sys.executable, "-m", "bench.pypi_command", *argv]
+        environment = {**os.environ, INSIDE: "1", "PYTHONPATH": str(command.ROOT)}
+        return subprocess.run(inside, env=environment, check=False).returncode
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Run the scenarios, in a network of this process's own."""
+    work = options.work / "pypi"
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    static = work / "static"
+    shutil.rmtree(static, ignore_errors=True)
+    static.mkdir()
+    cold = [f"cold{number}" for number in range(SERVERS)]
+    spare = 40 if options.quick else 1000
+    upstream = pypi_upstream.make(work / "upstream", work / "wheels", spare, cold)
+    fresh = FRESH_QUICK if options.quick else FRESH
+    scenarios = all_scenarios()
+    results = []
+    with pypi_servers.all_servers(work, upstream, static, pages_fresh=fresh) as servers:
+        names = pypi_upstream.spares(spare)
+        seconds = 1 if options.quick else 2
+        bench = Bench(servers, upstream, static, work, options.rounds, seconds, cold, names, fresh)
+        warm(bench)
+        for name in options.scenarios or scenarios:
+            print(f"{name}:", flush=True)
+            results += scenarios[name](bench)
+    typed, commit = command.made_by("bench/pypi", options, command.ROOT)
+    how = [
+        f"Made by `{typed}`, {command.today()}, roles at commit {commit}. Medians of runs in turn, on one machine,",
+        f"which serves and asks at once: `wrk`, over {load.CONNECTIONS} connections, {seconds} s a run. Figures of two",
+        "runs do not compare; the ratios of one do. All servers have the same upstream, on the loopback address.",
+    ]
+    pins = [pin.replace("==", " ") for pin in (*pypi_servers.PROXPI, pypi_servers.UV)]
+    devpi = next(line for line in pypi_servers.DEVPI_PINS.read_text().splitlines() if line.startswith("devpi-server=="))
+    programs = [devpi.replace("==", " "), *pins, lab.version("nginx", "-v"), lab.version("wrk", "-v")]
+    command.publish(options, "The PyPI cache beside its peers", how, programs, results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

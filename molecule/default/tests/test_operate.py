@@ -1,0 +1,271 @@
+"""What an administrator sees of the PyPI cache: its health, its figures, its disk. After test_lab.py, on its server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import pytest
+import requests
+from conftest import INVENTORY
+from packaging.version import Version
+from test_lab import DEVPI, SITE, _answers, pip_install, run, url, wait
+
+FILES = "/var/lib/devpi/+files"
+SETTINGS = "/etc/devpi/watch.ini"
+METRICS = "/var/lib/devpi-watch/lanmirror_pypi.prom"
+# Of Nginx' log and of the watch, seconds: both write every five.
+SOON = 30
+
+
+def wheel(name: str, version: str, said: str) -> bytes:
+    """Build a wheel of one module."""
+    module, info = name.replace("-", "_"), f"{name.replace('-', '_')}-{version}.dist-info"
+    parts = {
+        f"{module}.py": f"said = {said!r}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    parts[f"{info}/RECORD"] = "".join(f"{part},,\n" for part in [*parts, f"{info}/RECORD"])
+    data = BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for part, text in parts.items():
+            archive.writestr(part, text)
+    return data.getvalue()
+
+
+def health() -> tuple[int, dict[str, Any]]:
+    """Give what /health answers: its status and what it says."""
+    answer = requests.get(url("/health"), timeout=30)
+    said: dict[str, Any] = answer.json()
+    return answer.status_code, said
+
+
+def failing(*words: str) -> bool:
+    """Tell whether /health says 503 with just so many reasons, one with each of these words."""
+    status, said = health()
+    reasons = said["problems"]
+    return (
+        status == 503
+        and len(reasons) == len(words)
+        and all(word in reason for word, reason in zip(words, reasons, strict=True))
+    )
+
+
+def well() -> bool:
+    status, said = health()
+    return status == 200 and said["status"] == "ok" and said["problems"] == []
+
+
+def figures(server: Any) -> dict[str, float]:
+    """Give the metrics by name with labels."""
+    rows = [row.rpartition(" ") for row in run(server, f"cat {METRICS}").splitlines() if not row.startswith("#")]
+    return {name.removeprefix("lanmirror_pypi_"): float(value) for name, _, value in rows}
+
+
+def served(figures: dict[str, float], kind: str) -> float:
+    return sum(value for name, value in figures.items() if name.startswith(f"{kind}s_total"))
+
+
+def settled(server: Any) -> dict[str, float]:
+    """Give the metrics with all in them that was served until now."""
+    run(server, "nginx -s reopen")
+    now = float(run(server, "sleep 1; date +%s"))
+    wait("the figures", SOON, lambda: figures(server)["checked_timestamp_seconds"] > now)
+    return figures(server)
+
+
+def evict(server: Any, gib: float) -> None:
+    """Evict as the timer does, but with this limit, and no matter how new a file is.
+
+    Nginx forgets its own copies of what devpi has just fetched, as it does when nobody asked for them for a minute.
+    """
+    change = f"s/^max_cached_gib = .*/max_cached_gib = {gib:.12f}/; s/^grace = .*/grace = -60/"
+    run(server, f"sed -i.kept '{change}' {SETTINGS}")
+    try:
+        run(server, "systemctl start devpi-evict && find /var/cache/lanmirror-devpi/files -type f -delete")
+    finally:
+        run(server, f"cp -p {SETTINGS}.kept {SETTINGS} && rm {SETTINGS}.kept")
+
+
+def cached(server: Any) -> dict[str, int]:
+    """Give the size of each stored file of root/pypi, by its path below +files."""
+    rows = run(server, f"find {FILES}/root/pypi/+f -type f ! -name '*-tmp' -printf '%P %s\\n'").splitlines()
+    return {f"root/pypi/+f/{path}": int(size) for path, _, size in (row.rpartition(" ") for row in rows)}
+
+
+def links(index: str, project: str) -> dict[str, str]:
+    """Give the URL of each file of a project, with its hash, by the file's name."""
+    page = requests.get(url(f"/{index}/+simple/{project}/"), headers={"User-Agent": "pip/25"}, timeout=60)
+    assert page.status_code == 200
+    found = [urljoin(page.url, href) for href in re.findall(r'href="([^"]+)"', page.text)]
+    return {link.partition("#")[0].rpartition("/")[2]: link for link in found}
+
+
+def fetched(link: str) -> bytes:
+    """Download a file, and check it by the hash in its URL."""
+    plain, _, digest = link.partition("#sha256=")
+    answer = requests.get(plain, timeout=120)
+    assert answer.status_code == 200, f"{plain}: {answer.status_code}"
+    assert hashlib.sha256(answer.content).hexdigest() == digest
+    return answer.content
+
+
+def newest(project: str) -> str:
+    """Give the URL of a project's newest wheel."""
+    wheels = {name: link for name, link in links("root/pypi", project).items() if name.endswith(".whl")}
+    return wheels[max(wheels, key=lambda name: Version(name.split("-")[1]))]
+
+
+@pytest.fixture
+def own_wheel(server: Any) -> Iterator[str]:
+    """A wheel of the lab's own in a stage index; give its path below +files."""
+    password = run(server, "cat /etc/devpi/root-password")
+    login = requests.post(url("/+login"), json={"user": "root", "password": password}, timeout=30).json()
+    access = ("root", login["result"]["password"])
+    assert requests.put(url("/root/operate"), json={"type": "stage"}, auth=access, timeout=30).status_code == 200
+    try:
+        upload = requests.post(
+            url("/root/operate/"),
+            auth=access,
+            data={":action": "file_upload", "name": "lab-own", "version": "1.0"},
+            files={"content": ("lab_own-1.0-py3-none-any.whl", wheel("lab-own", "1.0", "mine"))},
+            timeout=30,
+        )
+        assert upload.status_code == 200, upload.text
+        yield urlsplit(links("root/operate", "lab-own")["lab_own-1.0-py3-none-any.whl"]).path.lstrip("/")
+    finally:
+        requests.delete(url("/root/operate"), auth=access, timeout=30)
+
+
+def test_health_is_ok_and_the_units_are_kept_to_their_work(server: Any) -> None:
+    wait("health", SOON, well)
+    for unit in ("devpi-watch", "devpi-evict"):
+        score = re.search(r"exposure level for \S+: (\d+\.\d+)", run(server, f"systemd-analyze security {unit}"))
+        assert score is not None
+        assert float(score[1]) < 2.0
+    assert server.service("devpi-watch").is_running
+    assert server.service("devpi-evict.timer").is_enabled
+    journal = run(server, "journalctl -u devpi --no-pager --since -1min")
+    assert "GET /+api" not in journal
+
+
+def test_least_recently_used_is_evicted_and_fetched_again(server: Any, workstation: Any, own_wheel: str) -> None:
+    run(server, "find /var/cache/lanmirror-devpi/files -type f -delete")
+    old, new = newest("attrs"), newest("idna")
+    size = len(fetched(old)), len(fetched(new))
+    lost, kept = (urlsplit(link).path.lstrip("/") for link in (old, new))
+    wait("both in their places", 10, lambda: {lost, kept} <= cached(server).keys())
+    wait("the log", SOON, lambda: kept in run(server, "tail -n 3 /var/log/nginx/lanmirror-devpi.log"))
+    # Room for the newer one, and for the few small files without a hash, which stay.
+    evict(server, (size[1] + size[0] // 2) / 2**30)
+    left = cached(server)
+    assert kept in left
+    assert lost not in left
+    # devpi makes sure of its last change at each start: that file stays, whatever the limit is.
+    evict(server, 1e-9)
+    assert len(cached(server)) <= 1
+    assert server.file(f"{FILES}/{own_wheel}").exists
+    run(server, "systemctl restart devpi")
+    wait("devpi", 60, lambda: _answers(DEVPI))
+
+    assert len(fetched(old)) == size[0]
+    wait("the file in its place", 10, lambda: cached(server).get(lost) == size[0])
+    pip_install(workstation, "/opt/evicted", ["idna", "attrs"])
+    assert {lost, kept} <= cached(server).keys()
+
+
+def test_figures_count_each_request_once_through_a_rotation(server: Any) -> None:
+    link = newest("idna")
+    fetched(link)
+    run(server, "systemctl start devpi-evict")  # weighs as well
+    before = settled(server)
+    for _ in range(20):
+        links("root/pypi", "idna")
+        fetched(link)
+    run(server, "logrotate --force /etc/logrotate.d/nginx")
+    for _ in range(5):
+        links("root/pypi", "idna")
+    run(server, "systemctl restart devpi-watch")
+    after = settled(server)
+    assert served(after, "page") == served(before, "page") + 25
+    assert served(after, "file") == served(before, "file") + 20
+    assert after['files_total{result="hit"}'] >= before['files_total{result="hit"}'] + 20
+    assert after['sent_bytes_total{kind="file"}'] > before['sent_bytes_total{kind="file"}']
+    assert after["evicted_files_total"] >= 2
+    stored = sum(map(int, run(server, f"find {FILES} -type f ! -name '*-tmp' -printf '%s\n'").split()))
+    assert after["cached_bytes"] + after["uploaded_bytes"] == stored
+    assert after["devpi_up"] == after["healthy"] == 1
+    assert 0 < after["disk_free_bytes"] < after["disk_bytes"]
+
+
+def test_health_says_what_is_wrong(server: Any) -> None:
+    run(server, "systemctl stop devpi")
+    try:
+        wait("devpi is missed", SOON, lambda: failing("devpi does not answer"))
+        wait("the figures", SOON, lambda: figures(server)["devpi_up"] == 0)
+    finally:
+        run(server, "systemctl start devpi")
+    wait("health", 60, well)
+
+    run(server, f"sed -i.kept 's/^min_free_gib = .*/min_free_gib = 1000000/' {SETTINGS}")
+    run(server, "chmod 0400 /var/lib/devpi/.sqlite && systemctl restart devpi-watch")
+    try:
+        wait("disk and database", SOON, lambda: failing("cannot be written to", "the disk is nearly full"))
+    finally:
+        run(server, f"cp -p {SETTINGS}.kept {SETTINGS} && rm {SETTINGS}.kept")
+        run(server, "chmod 0600 /var/lib/devpi/.sqlite && systemctl restart devpi-watch")
+    wait("health", SOON, well)
+    assert "the disk is nearly full" in run(server, "journalctl -u devpi-watch -p err --no-pager --since -2min")
+
+    run(server, "systemctl stop devpi-watch")
+    try:
+        wait("nobody looks", SOON, lambda: failing("nobody looks after devpi"))
+    finally:
+        run(server, "systemctl start devpi-watch")
+    wait("health", SOON, well)
+
+
+def test_silent_upstream_is_a_warning(server: Any, request: pytest.FixtureRequest) -> None:
+    def ask_for(project: str) -> int:
+        return requests.get(
+            url(f"/root/pypi/+simple/{project}/"), headers={"User-Agent": "pip/25"}, timeout=60
+        ).status_code
+
+    request.getfixturevalue("cut_off")
+    assert ask_for("toolz") == 424
+    wait("a warning", SOON, lambda: any("root/pypi does not answer" in text for text in health()[1]["warnings"]))
+    assert well()
+    assert figures(server)['upstream_up{index="root/pypi"}'] == 0
+
+
+def test_warning_ends_when_the_upstream_answers(server: Any) -> None:
+    wait("the upstream", 60, lambda: _answers("/root/pypi/+simple/more-itertools/"))
+    wait("no warning", SOON, lambda: health() == (200, {**health()[1], "warnings": []}))
+    assert figures(server)['upstream_up{index="root/pypi"}'] == 1
+
+
+def test_flat_directory_of_wheels_is_an_index(workstation: Any) -> None:
+    folder = INVENTORY.parent / "upstream/anaconda/wheels"
+    folder.mkdir(exist_ok=True)
+    for name, version, said in (("lab-flat", "1.0", "one"), ("lab-flat", "1.1", "two"), ("lab-other", "3.0", "three")):
+        (folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl").write_bytes(wheel(name, version, said))
+    run(workstation, "test -x /opt/evicted/bin/pip || python3 -m venv /opt/evicted")
+    pip = f"/opt/evicted/bin/pip install --no-cache-dir --index-url {SITE}/root/wheels/+simple/"
+    run(workstation, f"{pip} lab-flat==1.0 && {pip} --upgrade lab-flat lab-other")
+    said = run(
+        workstation, "/opt/evicted/bin/python -c 'import lab_flat, lab_other; print(lab_flat.said, lab_other.said)'"
+    )
+    assert said == "two three\n"
+    assert sorted(links("root/wheels", "lab-flat")) == [
+        "lab_flat-1.0-py3-none-any.whl",
+        "lab_flat-1.1-py3-none-any.whl",
+    ]
+    assert requests.get(url("/root/wheels/+simple/unknown/"), timeout=30).status_code == 404
+    assert json.loads(requests.get(url("/root/wheels"), timeout=30).text)["result"]["type"] == "mirror"

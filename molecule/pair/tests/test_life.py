@@ -1,0 +1,293 @@
+"""The life of a server of the PyPI cache: backup and restore, an upgrade that works and one that does not, passwords.
+
+By the playbooks that an administrator runs, on host `server`. The tests stand in the order in which they happen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import testinfra  # type: ignore[import-untyped]  # it ships no types
+import yaml
+
+PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
+INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "lab"
+SITE = yaml.safe_load((INVENTORY / "group_vars/all.yml").read_text())["lanmirror_server_url"]
+PINS = (PROJECT / "roles/devpi/files/requirements.txt").read_text().strip()
+OLDER = "6.19.3"
+DEVPI = "http://127.0.0.1:3141"
+CLIENT = "/opt/devpi/current/bin/devpi"
+PASSWORD = "alices-first-password"
+BACKUPS = "/var/backups/devpi"
+
+# Asks devpi itself: method, path, body, user and token; prints the answer's JSON.
+ASK = r"""
+import base64, json, sys, urllib.request
+method, path, body, user, token = sys.argv[1:]
+headers = {"Accept": "application/json", "Content-Type": "application/json"}
+if user:
+    headers["X-Devpi-Auth"] = base64.b64encode(f"{user}:{token}".encode()).decode()
+request = urllib.request.Request("http://127.0.0.1:3141" + path, body.encode() or None, headers, method=method)
+try:
+    answer = urllib.request.urlopen(request, timeout=30)
+except urllib.error.HTTPError as error:
+    answer = error
+print(json.dumps({"status": answer.status, "version": answer.headers.get("X-Devpi-Server-Version"),
+                  "json": json.loads(answer.read() or "{}")}))
+"""
+
+WHEEL = """
+import sys, zipfile
+path, version = sys.argv[1:]
+info = f"labtool-{version}.dist-info"
+with zipfile.ZipFile(path, "w") as wheel:
+    wheel.writestr("labtool.py", f"VERSION = {version!r}\\n")
+    wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\\nName: labtool\\nVersion: {version}\\n")
+    wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+    wheel.writestr(f"{info}/RECORD", "")
+"""
+
+
+def machine(name: str) -> Any:
+    groups = yaml.safe_load((INVENTORY / "hosts.yml").read_text())
+    hosts = next(group["hosts"] for group in groups.values() if name in (group.get("hosts") or {}))
+    return testinfra.get_host(f"docker://{hosts[name]['ansible_host']}")
+
+
+@pytest.fixture(scope="module")
+def server() -> Any:
+    return machine("server")
+
+
+@pytest.fixture(scope="module")
+def workstation() -> Any:
+    return machine("workstation")
+
+
+def run(host: Any, command: str) -> str:
+    done = host.run(f"sh -c {shlex.quote(command)}")
+    assert done.rc == 0, f"{command}: exit code {done.rc}\n{done.stdout}\n{done.stderr}"
+    return str(done.stdout).strip()
+
+
+def playbook(name: str, **variables: Any) -> tuple[int, str]:
+    """Run a playbook against `server`; give its exit code and what it said, on one line."""
+    done = subprocess.run(
+        ["ansible-playbook", "-i", INVENTORY, "--limit", "server", PROJECT / name, "-e", json.dumps(variables)],
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
+    )
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def ask(host: Any, method: str, path: str, body: Any = None, auth: tuple[str, str] = ("", "")) -> Any:
+    words = [ASK, method, path, json.dumps(body) if body else "", *auth]
+    return json.loads(run(host, "python3 -c " + " ".join(map(shlex.quote, words))))
+
+
+def login(host: Any, user: str, password: str) -> str:
+    """Give a token, empty when the password is wrong."""
+    answer = ask(host, "POST", "/+login", {"user": user, "password": password})
+    return str(answer["json"]["result"]["password"]) if answer["status"] == 200 else ""
+
+
+def root_password(host: Any) -> str:
+    return run(host, "cat /etc/devpi/root-password")
+
+
+def upload(host: Any, version: str) -> None:
+    """Build a wheel and upload it as alice."""
+    wheel = f"/tmp/labtool-{version}-py3-none-any.whl"
+    login = f"{CLIENT} use {DEVPI}/lab/dev > /dev/null && {CLIENT} login alice --password {PASSWORD} > /dev/null"
+    run(host, f"python3 -c {shlex.quote(WHEEL)} {wheel} {version} && {login} && {CLIENT} upload {wheel}")
+
+
+def releases(host: Any) -> set[str]:
+    return set(ask(host, "GET", "/lab/dev/labtool")["json"].get("result", {}))
+
+
+def installs(workstation: Any, requirement: str, index: str = "lab/dev") -> bool:
+    """Tell whether a workstation installs it anew from an index, by its own settings."""
+    run(workstation, "[ -x /opt/life/bin/pip ] || python3 -m venv /opt/life")
+    where = f"-i {SITE}/{index}/+simple/ {requirement}"
+    done = workstation.run(f"/opt/life/bin/pip install -q --no-cache-dir --no-deps --force-reinstall {where}")
+    return bool(done.rc == 0)
+
+
+def venv(pins: str) -> str:
+    """Give the folder of a venv with some pins, as the role names it."""
+    facts = machine("server").run("python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'").stdout.strip()
+    return f"/opt/devpi/py{facts}-{hashlib.sha256(pins.encode()).hexdigest()[:12]}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def index_of_the_lab(server: Any) -> None:
+    """An index that alice uploads to, with a package, and a project in the cache."""
+    auth = ("root", login(server, "root", root_password(server)))
+    assert ask(server, "PUT", "/alice", {"password": PASSWORD}, auth)["status"] in {201, 409}
+    assert ask(server, "PATCH", "/alice", {"password": PASSWORD}, auth)["status"] == 200
+    assert ask(server, "PUT", "/lab", {"password": "nobody-knows-it"}, auth)["status"] in {201, 409}
+    stage = {"type": "stage", "bases": ["root/pypi"], "acl_upload": ["alice"]}
+    assert ask(server, "PUT", "/lab/dev", stage, auth)["status"] in {200, 409}
+    upload(server, "1.0")
+
+
+# ---- backup and restore ---------------------------------------------------------------------------------------
+
+
+def test_backup_brings_back_what_was_deleted_since(server: Any, workstation: Any, tmp_path: Path) -> None:
+    assert installs(workstation, "idna", "root/pypi")
+    assert installs(workstation, "labtool==1.0")
+    code, said = playbook("playbooks/backup.yml", devpi_backup_fetch_to=str(tmp_path))
+    assert code == 0, said
+    (fetched,) = tmp_path.iterdir()
+    assert fetched.stat().st_mode & 0o777 == 0o600
+    backup = run(server, f"ls -d {BACKUPS}/devpi-*Z | tail -n 1")
+    assert run(server, f"find {BACKUPS} -maxdepth 1 ! -perm 700") == ""
+    assert run(server, f"find {backup}/data/+files -name 'labtool*'")
+
+    upload(server, "2.0")
+    auth = ("root", login(server, "root", root_password(server)))
+    assert ask(server, "PATCH", "/alice", {"password": "changed-since-then"}, auth)["status"] == 200
+    assert ask(server, "DELETE", "/lab/dev/labtool/1.0", auth=("alice", login(server, "alice", "changed-since-then")))
+    assert releases(server) == {"2.0"}
+
+    code, said = playbook("playbooks/restore.yml", devpi_restore_from=backup)
+    assert code == 0, said
+    assert "what was there before is in /var/lib/devpi/.lanmirror-aside/" in said
+    assert releases(server) == {"1.0"}
+    assert login(server, "alice", PASSWORD)
+    assert not login(server, "alice", "changed-since-then")
+    assert installs(workstation, "labtool==1.0")
+    assert installs(workstation, "idna", "root/pypi")
+    # The cache was not in the backup, and is still there.
+    assert run(server, "find /var/lib/devpi/+files/root/pypi -name 'idna-*'")
+    assert run(server, "stat -c '%U %a' /var/lib/devpi/.sqlite") == "devpi 600"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (r"""sed -i 's/"devpi_server": "[^"]*"/"devpi_server": "99.0.0"/'""", r"99\.0\.0, and this server has 6\."),
+        (r"""sed -i 's/"sha256": "../"sha256": "zz/'""", r"is not what its manifest says"),
+        ("truncate -s 0", r"manifest\.json is damaged"),
+    ],
+)
+def test_bad_backup_is_refused_before_anything_changes(server: Any, spoil: str, message: str) -> None:
+    backup = run(server, f"ls -d {BACKUPS}/devpi-*Z | tail -n 1")
+    run(server, f"rm -rf /root/bad && cp -a {backup} /root/bad && {spoil} /root/bad/manifest.json")
+    before = run(server, "systemctl show --property=MainPID devpi; stat -c '%i %Y' /var/lib/devpi/.sqlite")
+    if "99.0.0" in spoil:
+        code, said = playbook("playbooks/restore.yml", devpi_restore_from="/root/bad")
+        assert (code, said.count("[ERROR]: ")) == (2, 1), said
+        assert "playbooks/upgrade.yml" in said
+    else:
+        done = server.run("lanmirror-devpi restore /root/bad")
+        assert (done.rc, done.stderr.count("\n")) == (1, 1)
+        said = done.stderr
+    assert re.search(message, said), said
+    assert run(server, "systemctl show --property=MainPID devpi; stat -c '%i %Y' /var/lib/devpi/.sqlite") == before
+
+
+# ---- upgrade --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def older(server: Any) -> None:
+    """The server has an older devpi, with a database of another version: devpi has had no new one since 4.0."""
+    now, old = run(server, "readlink /opt/devpi/current"), "/opt/devpi/older"
+    run(
+        server,
+        f"""cp -a {now} {old}
+        PIP_CONFIG_FILE=/opt/devpi/pip.conf {old}/bin/python -m pip install -q devpi-server=={OLDER}
+        sed -i 's/^DATABASE_VERSION = .*/DATABASE_VERSION = "3"/' {old}/lib/python3*/site-packages/devpi_server/main.py
+        sed -i '1s|.*|#!{old}/bin/python|' {old}/bin/devpi-*
+        systemctl stop devpi && printf 3 > /var/lib/devpi/.serverversion && ln -sfn {old} /opt/devpi/current
+        systemctl start devpi""",
+    )
+    deadline = time.monotonic() + 60
+    while server.run(f"python3 -c 'import urllib.request as u; u.urlopen(\"{DEVPI}/+api\")'").rc:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert ask(server, "GET", "/+api")["version"] == OLDER
+
+
+@pytest.mark.usefixtures("older")
+def test_site_does_not_upgrade_in_passing(server: Any) -> None:
+    code, said = playbook("playbooks/preflight.yml")
+    assert code != 0
+    assert "runs devpi from /opt/devpi/older" in said
+    assert "playbooks/upgrade.yml" in said
+
+
+@pytest.mark.usefixtures("older")
+def test_upgrade_that_fails_leaves_the_old_devpi_serving(server: Any, workstation: Any) -> None:
+    pins = f"{PINS}\n# broken"
+    broken = venv(pins)
+    run(server, f"cp -a {venv(PINS)} {broken} && sed -i '1s|.*|#!{broken}/bin/python|' {broken}/bin/devpi-*")
+    main = f"{broken}/lib/python3*/site-packages/devpi_server/main.py"
+    run(server, f"""printf 'def wsgi_run(*_):\\n    raise RuntimeError("broken on purpose")\\n' | tee -a {main}""")
+    unit = run(server, "sha256sum /etc/systemd/system/devpi.service /etc/devpi/* /var/lib/devpi/.serverversion")
+    code, said = playbook("playbooks/upgrade.yml", __devpi_requirements=pins, devpi_request_timeout=7)
+    assert code != 0
+    assert re.search(r"it fell over \d times: RuntimeError: broken on purpose", said), said
+    assert f"devpi-server {OLDER} serves again" in said
+    assert ask(server, "GET", "/+api")["version"] == OLDER
+    assert run(server, "sha256sum /etc/systemd/system/devpi.service /etc/devpi/* /var/lib/devpi/.serverversion") == unit
+    assert releases(server) == {"1.0"}
+    assert installs(workstation, "labtool==1.0")
+    run(server, f"rm -rf {broken}")
+
+
+@pytest.mark.usefixtures("older")
+def test_upgrade_exports_and_imports_and_keeps_the_cache(server: Any, workstation: Any) -> None:
+    before = run(server, "cd /var/lib/devpi/+files && find . -type f | sort")
+    assert "idna-" in before
+    code, said = playbook("playbooks/upgrade.yml")
+    assert code == 0, said
+    pinned = re.search(r"devpi-server==(\S+)", PINS)
+    assert pinned
+    assert f"devpi-server {OLDER} to {pinned[1]}, database 3 exported and imported as 4" in said
+    assert ask(server, "GET", "/+api")["version"] == pinned[1]
+    assert run(server, "cd /var/lib/devpi/+files && find . -type f | sort") == before
+    assert login(server, "alice", PASSWORD)
+    upload(server, "3.0")
+    assert installs(workstation, "labtool==1.0")
+    assert installs(workstation, "labtool==3.0")
+    assert installs(workstation, "idna", "root/pypi")
+    run(server, "rm -rf /opt/devpi/older")
+
+
+# ---- passwords ------------------------------------------------------------------------------------------------
+
+
+def test_rotation_ends_old_passwords_and_old_logins(server: Any) -> None:
+    old = root_password(server)
+    tokens = {"root": login(server, "root", old), "alice": login(server, "alice", PASSWORD)}
+    for user, token in tokens.items():
+        assert ask(server, "GET", "/+api", auth=(user, token))["json"]["result"]["authstatus"][0] == "ok"
+    code, said = playbook(
+        "playbooks/rotate_passwords.yml", devpi_users=[{"name": "alice", "password": "alices-second"}]
+    )
+    assert code == 0, said
+    new = root_password(server)
+    assert new != old
+    assert new not in said
+    assert login(server, "root", new)
+    assert login(server, "alice", "alices-second")
+    assert not login(server, "root", old)
+    assert not login(server, "alice", PASSWORD)
+    for user, token in tokens.items():
+        assert ask(server, "GET", "/+api", auth=(user, token))["json"]["result"]["authstatus"][0] != "ok"

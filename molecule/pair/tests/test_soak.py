@@ -1,0 +1,188 @@
+"""A cached project installs, whatever happens to devpi and to the way out, with every byte right."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+FILES = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "molecule/files"
+PREFIX = f"lanmirror-{os.environ['MOLECULE_SCENARIO_NAME']}-{os.environ['LANMIRROR_DISTRO']}"
+SERVER, WORKSTATION, WAY_OUT = f"{PREFIX}-server", f"{PREFIX}-workstation", f"{PREFIX}-way-out"
+PROJECTS = ["attrs", "certifi", "charset-normalizer", "idna", "numpy", "requests", "six", "urllib3"]
+# A name that nobody asked for before, in no earlier run either.
+NEVER_SEEN = f"never-seen-{time.time_ns()}"
+INSTALLS, KILLS = 10_000, 10
+
+WayOut = Callable[[str], None]
+
+
+def docker(*arguments: str) -> str:
+    done = subprocess.run(["docker", *arguments], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, f"docker {shlex.join(arguments)}: {done.stdout}{done.stderr}"
+    return done.stdout.strip()
+
+
+def on(machine: str, command: str) -> str:
+    """Run a command of the shell, and give what it printed."""
+    return docker("exec", machine, "sh", "-c", command)
+
+
+def wait(what: str, seconds: float, check: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.2)
+
+
+def devpi_runs() -> bool:
+    return on(SERVER, "systemctl show --property MainPID --value devpi") != "0"
+
+
+def devpi_answers() -> bool:
+    ask = "import urllib.request as u; u.urlopen('http://127.0.0.1:3141/+api', timeout=2)"
+    done = subprocess.run(["docker", "exec", SERVER, "python3", "-c", ask], check=False, capture_output=True)
+    return done.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def index() -> str:
+    """The index that the workstation was told."""
+    found = re.search(r"(?m)^index-url *= *(\S+)$", on(WORKSTATION, "cat /etc/pip.conf"))
+    assert found
+    return found[1]
+
+
+@pytest.fixture
+def way_out() -> Iterator[WayOut]:
+    """Change the server's way out: `open`, `refused` at once, or `dropped`, by a router that nobody is.
+
+    A container beside the server, in its network, may do so; the server itself has no right to.
+    """
+    image = docker("inspect", "--format", "{{.Config.Image}}", SERVER)
+    scenario = docker("inspect", "--format", '{{index .Config.Labels "lanmirror.scenario"}}', SERVER)
+    beside = ["--network", f"container:{SERVER}", "--cap-add", "NET_ADMIN", "--label", f"lanmirror.scenario={scenario}"]
+    docker("run", "--detach", "--rm", "--name", WAY_OUT, *beside, image, "sleep", "infinity")
+    try:
+        route = on(WAY_OUT, "ip route show default").split()
+        router, device = route[route.index("via") + 1], route[route.index("dev") + 1]
+        commands = {
+            "open": f"ip neigh del {router} dev {device}; ip route replace default via {router} dev {device}",
+            "refused": "ip route replace unreachable default",
+            "dropped": f"ip neigh replace {router} lladdr 02:00:00:00:00:99 dev {device} nud permanent",
+        }
+
+        def change(to: str) -> None:
+            on(WAY_OUT, commands["open"])
+            on(WAY_OUT, commands[to])
+
+        yield change
+        change("open")
+    finally:
+        docker("rm", "--force", WAY_OUT)
+
+
+def way_out_ends() -> str:
+    """Tell how a connection of the server's to the outside ends, to an address that is nobody's (RFC 5737)."""
+    connect = "import socket\ntry: socket.create_connection(('192.0.2.1', 443), 2)\nexcept OSError as e: print(repr(e))"
+    return on(SERVER, f"python3 -c {shlex.quote(connect)}")
+
+
+def soak(index: str) -> subprocess.Popen[str]:
+    """Start the clients on the workstation, and return once they know what is right."""
+    docker("cp", str(FILES / "soak_client.py"), f"{WORKSTATION}:/opt/soak_client.py")
+    command = ["python3", "/opt/soak_client.py", index, str(INSTALLS), *PROJECTS]
+    pipe = subprocess.PIPE
+    clients = subprocess.Popen(["docker", "exec", "-i", WORKSTATION, *command], stdin=pipe, stdout=pipe, text=True)
+    assert clients.stdout is not None
+    assert clients.stdout.readline() == "ready\n"
+    return clients
+
+
+def test_cached_projects_survive_a_devpi_that_is_killed_and_an_upstream_that_flaps(index: str, way_out: WayOut) -> None:
+    clients = soak(index)
+    over = threading.Event()
+
+    def flap() -> None:
+        while not over.is_set():
+            for state, seconds in (("dropped", 4.0), ("open", 2.0), ("refused", 3.0), ("open", 1.0)):
+                way_out(state)
+                if over.wait(seconds):
+                    return
+
+    flapping = threading.Thread(target=flap)
+    flapping.start()
+    kills = 0
+    try:
+        while clients.poll() is None and kills < KILLS:
+            # It is killed while it starts, as soon as it answers, and when it has worked for a while.
+            wait("devpi", 60, devpi_answers if kills % 3 else devpi_runs)
+            time.sleep((0.5, 0.0, 2.0)[kills % 3])
+            on(SERVER, "systemctl kill --signal=SIGKILL --kill-whom=main devpi")
+            kills += 1
+        # The end of its input: enough.
+        output, _ = clients.communicate(timeout=300)
+    finally:
+        over.set()
+        flapping.join()
+        clients.kill()
+    outcome = json.loads(output)
+    print(outcome)
+    assert kills == KILLS
+    assert outcome["failed"] == 0, outcome["failures"]
+    assert outcome["installs"] >= INSTALLS
+    # pip gives an answer 15 seconds, and asks again; nobody here has to wait for that.
+    assert outcome["slowest"] < 10, outcome
+
+
+def test_blackhole_delays_nobody_and_is_named(index: str, way_out: WayOut) -> None:
+    on(WORKSTATION, "test -x /opt/blackhole/bin/pip || python3 -m venv /opt/blackhole")
+
+    def install(name: str) -> float:
+        """Return how long pip took, in seconds."""
+        began = time.monotonic()
+        on(
+            WORKSTATION,
+            f"rm -rf /opt/{name} && /opt/blackhole/bin/pip install --disable-pip-version-check --no-cache-dir --quiet "
+            f"--target /opt/{name} requests idna six",
+        )
+        return time.monotonic() - began
+
+    install("first")
+    warm = min(install("warm") for _ in range(2))
+    way_out("dropped")
+    assert "TimeoutError" in way_out_ends()
+    # devpi forgets which pages are fresh, so each of them would be asked for again.
+    on(SERVER, "systemctl restart devpi")
+    wait("devpi", 30, devpi_answers)
+    dropped = max(install("dropped") for _ in range(2))
+    assert dropped < 2 * warm + 1, (warm, dropped)
+
+    began = time.monotonic()
+    answer = page(index, NEVER_SEEN)
+    assert answer.startswith("424 "), answer
+    assert "upstream" in answer
+    assert time.monotonic() - began < 10
+
+    way_out("open")
+    # The refusal is not kept for long: the upstream is asked, and has no such project.
+    wait("the upstream's own answer", 60, lambda: page(index, NEVER_SEEN).startswith("404 "))
+
+
+def page(index: str, project: str) -> str:
+    """Return status and page of a project, as the workstation gets it."""
+    ask = (
+        "import urllib.request as u, urllib.error as e\n"
+        f"try: answer = u.urlopen('{index}{project}/', timeout=30)\n"
+        "except e.HTTPError as error: answer = error\n"
+        "print(answer.status, answer.read().decode())"
+    )
+    return on(WORKSTATION, f"python3 -c {shlex.quote(ask)}")
