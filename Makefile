@@ -60,6 +60,7 @@ unit: $(VENV)/.made ## Run the fast tests: engine, templates, specs
 .PHONY: molecule
 molecule: $(VENV)/.made docker ## Run the tests in containers, for each of DISTROS
 	@for distro in $(DISTROS); do LANMIRROR_DISTRO=$$distro molecule test -s default; done
+	LANMIRROR_DISTRO=bookworm molecule test -s pair
 
 .PHONY: test
 test: lint unit molecule ## Run everything: lint, pytest, Molecule

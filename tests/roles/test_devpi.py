@@ -253,7 +253,7 @@ def refusals(**variables: Any) -> list[str]:
 
     for task in PREFLIGHT:
         check = task.get("ansible.builtin.assert")
-        if check is None or "__devpi_bundle" in str(check):
+        if check is None or {"__devpi_bundle", "__devpi_was"} & set(re.findall(r"\w+", str(check))):
             continue
         known.update(task.get("vars", {}))
         loop_var = task.get("loop_control", {}).get("loop_var", "item")
@@ -419,6 +419,7 @@ class Stage:
         self.clock, self.links, self.expired, self.answers_in = clock, links, expired, answers_in
         self.asked: list[float] = []
         self.unconfirmed = 0.0
+        self.offline = False
         self.cache_retrieve_times = SimpleNamespace(is_expired=lambda _project, seconds: self.unconfirmed > seconds)
 
     def _load_cache_links(self, _project: str) -> tuple[bool, list[str] | None, int, None]:
@@ -441,7 +442,8 @@ class Stage:
 def starter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, list[float]]:
     clock = [1000.0]
     mirror = SimpleNamespace(MirrorStage=type("Fresh", (Stage,), {}), normalize_name=str.lower)
-    monkeypatch.setitem(sys.modules, "devpi_server", SimpleNamespace(mirror=mirror, main=None))
+    replica = SimpleNamespace(FileReplicationSharedData=type("Queue", (), {"on_import_file": None}))
+    monkeypatch.setitem(sys.modules, "devpi_server", SimpleNamespace(mirror=mirror, main=None, replica=replica))
     monkeypatch.setenv("LANMIRROR_MAX_STALE", "100")
     monkeypatch.setenv("LANMIRROR_UPSTREAMS", str(tmp_path / "upstreams.json"))
     spec = importlib.util.spec_from_file_location("lanmirror_devpi", ROLE / "files" / "lanmirror_devpi.py")
@@ -650,3 +652,55 @@ def test_refusal_says_what_was_asked_and_shows_no_password() -> None:
     with server({"root": "x"}) as (url, _), pytest.raises(devpi.DevpiError) as caught:
         devpi.Devpi(url).must("GET", "/refused")
     assert str(caught.value) == "devpi refuses GET /refused with 418: see http://***@m.example/"
+
+
+# ---- more than one server ------------------------------------------------------------------------------------
+
+PRIMARY = {"name": "mirror", "role": "primary", "url": "https://192.0.2.10:443", "tls_name": "mirror", "ca": "a root"}
+REPLICA = {"name": "mirror2", "role": "replica", "url": "http://192.0.2.11:80"}
+
+
+def test_replica_asks_its_primary_by_nginx() -> None:
+    text = render("devpi", "devpi-server.yml.j2", devpi_role="replica", devpi_peers=[REPLICA, PRIMARY])
+    settings = yaml.safe_load(text)["devpi-server"]
+    assert (settings["role"], settings["primary-url"]) == ("replica", "http://127.0.0.1:3145")
+    assert settings["request-timeout"] == 10
+    alone = yaml.safe_load(render("devpi", "devpi-server.yml.j2"))["devpi-server"]
+    assert "role" not in alone
+    primary = yaml.safe_load(render("devpi", "devpi-server.yml.j2", devpi_peers=[REPLICA]))["devpi-server"]
+    assert primary["role"] == "primary"
+
+
+def test_nginx_takes_the_peers_for_what_devpi_does_not_answer() -> None:
+    site = render("devpi", "devpi-http.conf.j2", devpi_peers=[REPLICA, PRIMARY])
+    assert "server 127.0.0.1:3144 max_fails=0 backup; # mirror2" in site
+    assert "proxy_pass https://lanmirror_devpi_peer_1;" in site
+    assert site.count("proxy_ssl_verify on;") == 1
+    assert "proxy_ssl_trusted_certificate /etc/devpi/peer-mirror.pem;" in site
+    assert re.findall(r"(?m)^    (allow|deny) (\S+);", site) == [
+        ("allow", "192.0.2.11"),
+        ("allow", "192.0.2.10"),
+        ("deny", "all"),
+    ]
+    assert "peer" not in render("devpi", "devpi-http.conf.j2")
+
+
+@pytest.mark.parametrize(
+    ("role", "peers", "message"),
+    [
+        ("primary", [], ""),
+        ("replica", [PRIMARY], ""),
+        ("primary", [REPLICA], ""),
+        ("replica", [], "devpi_role is replica on mirror3, and there is no primary"),
+        ("primary", [PRIMARY], "devpi_role is primary on mirror3 and mirror,"),
+        ("replica", [{**PRIMARY, "url": "http://192.0.2.12:80"}], "which is mirror3 itself"),
+        ("replica", [{**PRIMARY, "url": "mirror.lab.lan"}], 'has the URL "mirror.lab.lan"'),
+        ("replica", [{**PRIMARY, "tls_name": ""}], "nginx_tls_names"),
+        ("replica", [{**PRIMARY, "role": "master"}], 'has the role "master": allowed are primary, replica'),
+        ("replica", "mirror", "it must be a list"),
+    ],
+)
+def test_servers_that_do_not_fit_together_are_refused(role: str, peers: Any, message: str) -> None:
+    problems = declared.devpi_peer_problems(peers, "mirror3", role, {"all_ipv4_addresses": ["192.0.2.12"]})
+    assert message in "; ".join(problems)
+    assert bool(problems) == bool(message)

@@ -8,6 +8,9 @@ others get what is known at once, and devpi goes on reading in the background, a
 It also sets an end to that: what the upstream has not confirmed for LANMIRROR_MAX_STALE seconds is an error. devpi
 forgets at a restart when that was, so the time counts from there at the earliest.
 
+On a replica it brings only such files over as the primary has. devpi queues each link of each page, and goes through
+the links of the whole project for each: two dozen projects are 18,000 entries, behind which the files wait for hours.
+
 A mirror that is named in LANMIRROR_FLAT has an upstream of one page, at its `mirror_url`, with links to the files of
 all projects, as vendors have them and as `pip --find-links` takes them. devpi asks for a page of each project; it gets
 one with the project's links of that page.
@@ -33,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from devpi_server import main, mirror  # type: ignore[import-not-found]  # it is in the venv that runs this
+from devpi_server import main, mirror, replica  # type: ignore[import-not-found]  # it is in the venv that runs this
 
 PATIENCE = 1.0
 PAUSE = 30.0
@@ -47,6 +50,8 @@ ask = mirror.MirrorStage.get_simplelinks_perstage
 fetch = mirror.MirrorStage._async_fetch_releaselinks
 load = mirror.MirrorStage._load_cache_links
 
+on_import_file = replica.FileReplicationSharedData.on_import_file
+
 silent_since: dict[str, float] = {}
 
 
@@ -54,7 +59,8 @@ def get_simplelinks_perstage(stage: Any, project: Any) -> Any:
     """Return the links of a project, as the method of devpi's that it takes the place of."""
     project = mirror.normalize_name(project)
     expired, links, *_ = load(stage, project)
-    if links is None or not expired:
+    # A replica's own threads set `offline`: nobody is to be asked for them.
+    if links is None or not expired or stage.offline:
         return ask(stage, project)
     before = time.monotonic()
     if before - silent_since.get(stage.name, -PAUSE) < PAUSE:
@@ -71,6 +77,16 @@ def get_simplelinks_perstage(stage: Any, project: Any) -> Any:
     if unconfirmed and time.monotonic() - STARTED > MAX_STALE:
         raise stage.UpstreamError(f"the upstream has not confirmed the page of {project!r} for {MAX_STALE:.0f} seconds")
     return answer
+
+
+def import_file(data: Any, keyfs: Any, serial: int, key: Any, *change: Any) -> None:
+    """Queue a file that the primary has, or that it has deleted, as the method of devpi's that it takes the place of.
+
+    devpi itself does the same for what it finds at its start (replica.InitialQueueThread).
+    """
+    value = change[0]
+    if value is None or value.get("last_modified"):
+        on_import_file(data, keyfs, serial, key, *change)
 
 
 @dataclass(frozen=True)
@@ -145,6 +161,7 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger().addFilter(is_worth_a_line)
+replica.FileReplicationSharedData.on_import_file = import_file
 mirror.MirrorStage.get_simplelinks_perstage = get_simplelinks_perstage
 mirror.MirrorStage._async_fetch_releaselinks = fetch_releaselinks
 

@@ -10,6 +10,8 @@ Settings = dict[str, Any]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 URL = re.compile(r"https?://[^\s/@]+(/[^\s@]*)?")
+HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+PEER = re.compile(r"https?://(?P<host>[0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 PASSWORD = re.compile(r"\S.{6,}\S")
 COMMON = {"type", "title", "description", "custom_data", "volatile"}
 MIRROR = {
@@ -75,6 +77,57 @@ def devpi_user_problems(users: Any) -> list[str]:
                 "on one line, without a space at its ends: quote it if it is a number, or leave it out"
             )
     return found
+
+
+def devpi_peer_problems(peers: Any, name: str, role: str, facts: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the other servers of the cache, each with the name and the fix.
+
+    Args:
+        peers: see devpi_peers.
+        name: Of this server, in the inventory.
+        role: Of this server: primary or replica.
+        facts: Ansible's facts of this server, for its own addresses.
+    """
+    if not isinstance(peers, list) or not all(isinstance(peer, Mapping) for peer in peers):
+        return [f"devpi_peers is {peers!r}: it must be a list, which playbooks/pypi_cache.yml makes of the inventory"]
+    found = []
+    own = {"127.0.0.1", "::1", "localhost", *facts.get("all_ipv4_addresses", []), *facts.get("all_ipv6_addresses", [])}
+    for peer in peers:
+        where = f"devpi_peers of {name}: {peer.get('name', 'one without a name')}"
+        url = PEER.fullmatch(str(peer.get("url", "")))
+        if not NAME.fullmatch(str(peer.get("name", ""))):
+            found.append(f"{where}: a name is of letters, digits, dots, hyphens and underscores")
+        elif peer.get("role") not in {"primary", "replica"}:
+            found.append(f'{where} has the role "{peer.get("role")}": allowed are primary, replica')
+        elif url is None:
+            found.append(
+                f'{where} has the URL "{peer.get("url", "")}": it must be scheme, address and port, for example '
+                f"https://192.0.2.11:443; set devpi_address of {peer['name']} to its address"
+            )
+        elif url["host"].strip("[]") in own:
+            found.append(
+                f"{where} has the URL {peer['url']}, which is {name} itself, and no server is a replica of itself: "
+                f"set devpi_address of {peer['name']} to its own address"
+            )
+        elif peer["url"].startswith("https:") and not HOST.fullmatch(str(peer.get("tls_name") or "")):
+            found.append(
+                f"{where} has https and no name in its certificate (tls_name): put a name, not only addresses, into "
+                "its nginx_tls_names"
+            )
+    if found:
+        return found
+    primaries = [name] * (role == "primary") + [peer["name"] for peer in peers if peer["role"] == "primary"]
+    if len(primaries) > 1:
+        return [
+            f"devpi_role is primary on {' and '.join(primaries)}, and replicas follow one: put all but one into the "
+            "group pypi_replicas, whose devpi_role is replica (inventory/group_vars/pypi_replicas.yml)"
+        ]
+    if not primaries:
+        return [
+            f"devpi_role is replica on {name}, and there is no primary for it to follow: put one server into the group "
+            "pypi_cache itself, outside of pypi_replicas"
+        ]
+    return []
 
 
 def devpi_problems(indexes: Any, users: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -192,6 +245,7 @@ class FilterModule:
         """Name the filters."""
         return {
             "devpi_declared": devpi_declared,
+            "devpi_peer_problems": devpi_peer_problems,
             "devpi_problems": devpi_problems,
             "devpi_user_problems": devpi_user_problems,
         }

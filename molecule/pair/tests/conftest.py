@@ -1,0 +1,65 @@
+"""The machines of the scenario, and what they wrote to their journals when a test fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import Any
+
+import pytest
+import testinfra  # type: ignore[import-untyped]  # it ships no types
+from pair import INVENTORY, PROJECT, SERVERS, Playbook, container, run, with_curl
+
+
+@pytest.fixture(scope="session")
+def server() -> Any:
+    return with_curl("server")
+
+
+@pytest.fixture(scope="session")
+def replica() -> Any:
+    return with_curl("replica")
+
+
+@pytest.fixture(scope="session")
+def servers(server: Any, replica: Any) -> dict[str, Any]:
+    return {"server": server, "replica": replica}
+
+
+@pytest.fixture(scope="session")
+def workstation() -> Any:
+    """Give the workstation, with curl, uv and twine in it: the latter two by pip, through the server."""
+    host = testinfra.get_host(f"docker://{container('workstation')}")
+    run(host, "test -x /opt/tools/bin/uv || (python3 -m venv /opt/tools && /opt/tools/bin/pip install -q uv twine)")
+    return host
+
+
+@pytest.fixture(scope="session")
+def playbook() -> Playbook:
+    def run_it(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["ansible-playbook", "-i", INVENTORY, PROJECT / name, *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
+        )
+
+    return run_it
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    if report.failed:
+        for name in SERVERS:
+            for what in (
+                ["journalctl", "--no-pager", "--lines=40", "--unit=devpi", "--unit=nginx"],
+                ["sh", "-c", "tail -n 20 /var/log/nginx/access.log /var/log/nginx/error.log | cut -c -200"],
+            ):
+                done = subprocess.run(
+                    ["docker", "exec", container(name), *what], check=False, capture_output=True, text=True
+                )
+                report.sections.append((f"{what[0]} of {name}", done.stdout + done.stderr))
+    return report

@@ -1,0 +1,67 @@
+"""Ask for URLs until a file appears, and count: python3 load.py CA STOP URL...
+
+Four threads, each over connections that stay open for a while, as those of pip and uv do. What a URL answers first is
+what it has to answer each time. Prints what came of it as JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import random
+import ssl
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+THREADS = 4
+REQUESTS_OF_A_CONNECTION = 20
+OK = 200
+
+
+def main(ca: str, stop: str, *urls: str) -> None:
+    """Ask, and print the result."""
+    context = ssl.create_default_context(cafile=ca)
+    first: dict[str, str] = {}
+    failed: list[str] = []
+    counts = [0] * THREADS
+    slowest = [0.0] * THREADS
+
+    def ask(number: int) -> None:
+        choice = random.Random(number)
+        while not Path(stop).exists():
+            host = choice.choice(sorted({urlsplit(url).netloc for url in urls}))
+            connection = http.client.HTTPSConnection(host, context=context, timeout=30)
+            for _ in range(REQUESTS_OF_A_CONNECTION):
+                url = choice.choice([url for url in urls if urlsplit(url).netloc == host])
+                began = time.monotonic()
+                try:
+                    connection.request(
+                        "GET", urlsplit(url).path, headers={"Accept": "text/html", "User-Agent": "pip/26"}
+                    )
+                    answer = connection.getresponse()
+                    body = hashlib.sha256(answer.read()).hexdigest()
+                except (OSError, http.client.HTTPException) as error:
+                    failed.append(f"{url}: {error!r}")
+                    break
+                counts[number] += 1
+                slowest[number] = max(slowest[number], time.monotonic() - began)
+                if answer.status != OK:
+                    failed.append(f"{url}: {answer.status}")
+                elif first.setdefault(url, body) != body:
+                    failed.append(f"{url}: other bytes than before")
+            connection.close()
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(json.dumps({"requests": sum(counts), "slowest": round(max(slowest), 2), "failed": failed[:20]}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
