@@ -68,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
             for name in (name for name in chosen if name != LINK):
                 print(f"{name}:", flush=True)
                 results.append(scenarios[name](bench))
+            bench.end()
     typed, commit = command.made_by("bench/engine", options, options.engine)
     how = [
         f"Made by `{typed}`, {command.today()}, engine at commit {commit}. Medians of runs in turn,",

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import inf
 from pathlib import Path
 from statistics import median
@@ -24,6 +25,9 @@ from bench.tools import Cost, Job, Tool
 ENGINE_SUBDIR = Path("cloud", CHANNEL, SUBDIR)
 # A run that is stuck longer than this is said to be stuck, and ended.
 STUCK_SECONDS = 300
+# What is left of a run with more files is removed at the end only, from this folder.
+FEW_FILES = 100
+ASIDE = "aside"
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,10 @@ class Bench:
     def www(self) -> Path:
         """Where the channels are."""
         return self.lab.www
+
+    def end(self) -> None:
+        """Remove what runs left."""
+        shutil.rmtree(self.folder / ASIDE, ignore_errors=True)
 
     def run(self, tool: Tool, job: Job, *, far: bool, limit: float = tools.LIMIT_SECONDS) -> Cost:
         """Run a tool once, after what others wrote has reached the disk."""
@@ -98,9 +106,18 @@ def say(name: str, cost: Cost, wrong: str = "") -> None:
 
 
 def clear(job: Job) -> None:
-    """Remove what a run left."""
+    """Put aside what a run left, or remove it where that is a few files.
+
+    Who makes many files within minutes after as many were deleted is slow, whatever the tool: ext4 passes over the
+    inodes of each of them (`recently_deleted` in the kernel's fs/ext4/ialloc.c). `Bench.end` removes it all.
+    """
     for folder in (job.folder, job.scratch):
-        shutil.rmtree(folder, ignore_errors=True)
+        if len([*islice(folder.rglob("*"), FEW_FILES)]) < FEW_FILES:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            aside = folder.parent / ASIDE
+            aside.mkdir(exist_ok=True)
+            folder.rename(aside / str(len([*aside.iterdir()])))
 
 
 def problem(cost: Cost) -> str:
