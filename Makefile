@@ -58,12 +58,25 @@ unit: $(VENV)/.made ## Run the fast tests: engine, templates, specs
 	@pytest
 
 .PHONY: molecule
-molecule: $(VENV)/.made docker ## Run the tests in containers, for each of DISTROS
-	@for distro in $(DISTROS); do LANMIRROR_DISTRO=$$distro molecule test -s default; done
-	LANMIRROR_DISTRO=bookworm molecule test -s pair
+molecule: default pair ## Run the tests in containers, for each of DISTROS
 
+.PHONY: default
+default: $(VENV)/.made docker
+	@for distro in $(DISTROS); do LANMIRROR_DISTRO=$$distro molecule test -s default; done
+
+.PHONY: pair
+pair: $(VENV)/.made docker
+	@LANMIRROR_DISTRO=bookworm molecule test -s pair
+
+# Two at a time, since much of either is waiting: the long one beside the short ones.
 .PHONY: test
-test: lint unit molecule ## Run everything: lint, pytest, Molecule
+test: lint docker ## Run everything: lint, pytest, Molecule
+	@echo "pytest and scenario pair run beside scenario default; what either says is printed when it has ended"
+	$(MAKE) --jobs=2 --output-sync=target --no-print-directory default pair-after-unit
+
+.PHONY: pair-after-unit
+pair-after-unit: unit
+	@$(MAKE) --no-print-directory pair
 
 .PHONY: docs
 docs: $(VENV)/.made ## Write the generated parts of the documentation again
