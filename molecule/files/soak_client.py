@@ -51,6 +51,8 @@ TOOLS = {
 }
 
 
+# To read the system's authorities takes longer than all that is asked over a connection.
+TLS = ssl.create_default_context()
 # URL and sha256 of the wheel on each page that was seen: by the page's URL, its form, and its own sha256.
 read: dict[tuple[str, str, str], tuple[str, str]] = {}
 
@@ -105,7 +107,7 @@ class Session:
         host, port = parts.hostname or "", parts.port
         self.connection: http.client.HTTPConnection
         if parts.scheme == "https":
-            self.connection = http.client.HTTPSConnection(host, port, timeout=30, context=ssl.create_default_context())
+            self.connection = http.client.HTTPSConnection(host, port, timeout=30, context=TLS)
         else:
             self.connection = http.client.HTTPConnection(host, port, timeout=30)
         self.times: list[float] = []

@@ -28,6 +28,7 @@ DEVPI = "http://127.0.0.1:3141"
 CLIENT = "/opt/devpi/current/bin/devpi"
 PASSWORD = "alices-first-password"
 BACKUPS = "/var/backups/devpi"
+pytestmark = pytest.mark.usefixtures("one_server")
 
 # Asks devpi itself: method, path, body, user and token; prints the answer's JSON.
 ASK = r"""
@@ -71,12 +72,6 @@ def server() -> Any:
 @pytest.fixture(scope="module")
 def workstation() -> Any:
     return machine("workstation")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_server() -> None:
-    """Let workstations find `server` alone: no replica follows a primary that is put back to what it was."""
-    run(machine("replica"), "systemctl stop nginx devpi")
 
 
 def run(host: Any, command: str) -> str:

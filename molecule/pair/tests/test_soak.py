@@ -21,6 +21,7 @@ PROJECTS = ["attrs", "certifi", "charset-normalizer", "idna", "numpy", "requests
 # A name that nobody asked for before, in no earlier run either.
 NEVER_SEEN = f"never-seen-{time.time_ns()}"
 INSTALLS, KILLS = 10_000, 10
+pytestmark = pytest.mark.usefixtures("one_server")
 
 WayOut = Callable[[str], None]
 
