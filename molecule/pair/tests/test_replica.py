@@ -148,10 +148,12 @@ def test_no_request_fails_while_either_devpi_is_killed(workstation: Any, servers
     for name in SERVERS:
         install(workstation, f"https://{name}/lab/dev/+simple/", CACHED)
         page = get(workstation, f"https://{name}/root/pypi/+simple/idna/")[1]
-        newest = re.findall(r'href="\.\./\.\./(\+f/[^"#]+\.whl)', page)[-1]
+        wheel = re.findall(r'href="\.\./\.\./(\+f/[^"#]+\.whl)', page)[-1]
+        # Not the one that was installed, so it is not cached yet.
+        assert get(workstation, f"https://{name}/root/pypi/{wheel}", "-o /dev/null")[0] == 200
         urls += [f"https://{name}/root/pypi/+simple/{project}/" for project in CACHED]
         urls += [f"https://{name}/lab/dev/+simple/{project}/" for project in CACHED]
-        urls += [f"https://{name}/root/pypi/{newest}"]
+        urls += [f"https://{name}/root/pypi/{wheel}"]
     docker("cp", str(LOAD), f"{container('workstation')}:/opt/load.py")
     run(workstation, "rm -f /opt/load.stop /opt/load.json")
     command = f"python3 /opt/load.py {CA} /opt/load.stop {' '.join(map(shlex.quote, urls))} > /opt/load.json"
