@@ -213,9 +213,11 @@ class Survey:
             log.info("%s: %r is left out: %s", path, name, reason)
         if not self._options.dry and candidate.sent.data is not None:
             self._store.write_file(self._store.index_path(path), candidate.sent.data)
-        # From where the index came: another upstream may be down, or at another moment.
+        # From where the index came: another upstream may be down, or at another moment. But rather there than not at
+        # all, or after a long wait; of what it says, only what the index names is published.
         place, _, _ = candidate.sent.validators.url.rpartition("/")
-        beside = Beside(self._fetcher, replace(subdir, index_urls=(place,)))
+        others = [url for url in subdir.index_urls if url != place]
+        beside = Beside(self._fetcher, replace(subdir, index_urls=(place, *others)))
         self._kept += candidate.size
         urls = subdir.urls
         if index.base_url:  # CEP 15: the packages are not beside the index
