@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -85,15 +85,14 @@ class Run:
         """
         tasks, downloads = self.plan()
         self._check_room(tasks, downloads)
-        channels = {task.subdir.channel for task in tasks}
-        about = {channel: self._ask_channeldata(channel) for channel in channels}
         self._fetch(tasks, downloads)
         for path in self._survey.unchanged:
             orphans = self._memory.orphans(str(path))
             self._sweep(path, orphans, self.report.unchanged[str(path)] + len(orphans))
             self._note(path)
+        channels = {task.subdir.channel for task in tasks}
         self._publish_empty_noarch(channels)
-        self._publish_channeldata(about)
+        self._publish_channeldata(channels)
         self._forget_old_partials()
         self._checkpoint(now=True)
 
@@ -312,9 +311,13 @@ class Run:
         urls = [url.rsplit("/", 1)[0] + "/channeldata.json" for url in subdir.index_urls]
         return self._fetcher.ask(urls, optional=True)
 
-    def _publish_channeldata(self, answers: Mapping[PurePosixPath, Future[Answer]]) -> None:
-        """Serve `channeldata.json` (CEP 38) of the channels of which something was published."""
-        for channel, answer in answers.items():
+    def _publish_channeldata(self, channels: Iterable[PurePosixPath]) -> None:
+        """Serve `channeldata.json` (CEP 38) of the channels of which something was published.
+
+        It is asked for now, and not beside the packages: where an upstream has none, that answer would make a host
+        that refuses every package look as if it did not.
+        """
+        for channel, answer in {channel: self._ask_channeldata(channel) for channel in channels}.items():
             subdirs = [subdir for subdir in self._config.subdirs() if subdir.channel == channel]
             files = {subdir.arch: self._store.made_path(subdir.path) for subdir in subdirs}
             names = {
