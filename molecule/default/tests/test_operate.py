@@ -124,11 +124,16 @@ def newest(project: str) -> str:
 
 
 @pytest.fixture
-def own_wheel(server: Any) -> Iterator[str]:
-    """A wheel of the lab's own in a stage index; give its path below +files."""
+def access(server: Any) -> tuple[str, str]:
+    """Log in as root; give what requests of root's are signed with."""
     password = run(server, "cat /etc/devpi/root-password")
     login = requests.post(url("/+login"), json={"user": "root", "password": password}, timeout=30).json()
-    access = ("root", login["result"]["password"])
+    return "root", str(login["result"]["password"])
+
+
+@pytest.fixture
+def own_wheel(access: tuple[str, str]) -> Iterator[str]:
+    """A wheel of the lab's own in a stage index; give its path below +files."""
     assert requests.put(url("/root/operate"), json={"type": "stage"}, auth=access, timeout=30).status_code == 200
     try:
         upload = requests.post(
@@ -156,13 +161,18 @@ def test_health_is_ok_and_the_units_are_kept_to_their_work(server: Any) -> None:
     assert "GET /+api" not in journal
 
 
-def test_least_recently_used_is_evicted_and_fetched_again(server: Any, workstation: Any, own_wheel: str) -> None:
+def test_least_recently_used_is_evicted_and_fetched_again(
+    server: Any, workstation: Any, access: tuple[str, str], own_wheel: str
+) -> None:
     run(server, "find /var/cache/lanmirror-devpi/files -type f -delete")
     old, new = newest("attrs"), newest("idna")
     size = len(fetched(old)), len(fetched(new))
     lost, kept = (urlsplit(link).path.lstrip("/") for link in (old, new))
     wait("both in their places", 10, lambda: {lost, kept} <= cached(server).keys())
     wait("the log", SOON, lambda: kept in run(server, "tail -n 3 /var/log/nginx/lanmirror-devpi.log"))
+    # The file of devpi's last change stays whatever happens: that is to be neither of them.
+    last = requests.patch(url("/root/operate"), json=["title=Last"], auth=access, timeout=30)
+    assert last.status_code == 200, last.text
     # Room for the newer one, and for the few small files without a hash, which stay.
     evict(server, (size[1] + size[0] // 2) / 2**30)
     left = cached(server)
