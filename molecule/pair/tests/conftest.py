@@ -10,6 +10,8 @@ import pytest
 import testinfra  # type: ignore[import-untyped]  # it ships no types
 from pair import INVENTORY, PROJECT, SERVERS, Playbook, container, run, with_curl
 
+TOOLS = "uv==0.13.9 twine==7.0.0"
+
 
 @pytest.fixture(scope="session")
 def server() -> Any:
@@ -30,7 +32,8 @@ def servers(server: Any, replica: Any) -> dict[str, Any]:
 def workstation() -> Any:
     """Give the workstation, with curl, uv and twine in it: the latter two by pip, through the server."""
     host = testinfra.get_host(f"docker://{container('workstation')}")
-    run(host, "test -x /opt/tools/bin/uv || (python3 -m venv /opt/tools && /opt/tools/bin/pip install -q uv twine)")
+    install = f"python3 -m venv /opt/tools && /opt/tools/bin/pip install -q {TOOLS}"
+    run(host, f"test -x /opt/tools/bin/uv || ({install})")
     return host
 
 
