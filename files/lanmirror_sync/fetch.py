@@ -209,7 +209,7 @@ class Fetcher:
     def _results(self) -> Iterator[Done | None]:
         while True:
             try:
-                done = self._done.get(timeout=1.0)
+                done = self._done.get(timeout=0.25)
             except queue.Empty:
                 yield None
                 continue

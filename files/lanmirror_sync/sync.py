@@ -37,7 +37,9 @@ PARTIAL_DAYS = 7
 # What was verified is remembered for good at least so often, so that a killed run has little to hash again.
 CHECKPOINT_SECONDS = 30.0
 # A subdir of which nothing came for so long is published without what is still awaited, and again when that is settled.
-QUIET_SECONDS = 5.0
+# To publish costs in proportion to the index, about twice this: waiting should cost no more, nor much less.
+QUIET_SECONDS = 0.5
+QUIET_SECONDS_PER_BYTE = 1e-7
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +202,8 @@ class Run:
         """Publish, once, the subdirs that only wait for a few packages which stall or are refused."""
         for task in tasks:
             few = 0 < task.pending <= self._config.jobs
-            if few and not task.early and time.monotonic() - task.moved >= QUIET_SECONDS:
+            quiet = QUIET_SECONDS + QUIET_SECONDS_PER_BYTE * task.size
+            if few and not task.early and time.monotonic() - task.moved >= quiet:
                 task.early = True
                 there = {name for name, _, _ in self._store.files(task.path)}
                 awaited = {package.file_name for package in task.plan.fetch} - there

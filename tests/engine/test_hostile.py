@@ -78,7 +78,7 @@ def test_one_package_that_stalls_holds_up_nothing_but_itself(lab: Lab) -> None:
     lab.until(lambda: len(lab.packages(LINUX)) == 11)
     lab.until((lab.mirror / NOARCH / "repodata.json").exists)
     lab.until((lab.mirror / "cloud/conda-forge/linux-64/repodata.json").exists)
-    # After a few quiet seconds its own subdir is published without it.
+    # After a quiet moment its own subdir is published without it.
     lab.until((lab.mirror / LINUX / "repodata.json").exists)
     assert run.is_running()
     assert lab.check().named[f"{LINUX}/repodata.json"] == lab.packages(LINUX)
