@@ -210,7 +210,10 @@ def ours(work: Path, folder: Path, static: Path, *, pages_fresh: int) -> Iterato
     configuration = folder / "devpi-server.yml"
     configuration.write_text(render("devpi", "devpi-server.yml.j2", **variables))
     python = work / "devpi" / "bin" / "python"
-    start = [str(python), str(ROOT / "roles/devpi/files/lanmirror_devpi.py"), "--configfile", str(configuration)]
+    unit = render("devpi", "devpi.service.j2", **variables)
+    nice = re.findall(r"^Nice=(\d+)$", unit, re.MULTILINE)
+    start = ["nice", "-n", *nice, str(python), str(ROOT / "roles/devpi/files/lanmirror_devpi.py")]
+    start += ["--configfile", str(configuration)]
     environment = plain_environment(LANMIRROR_MAX_STALE=str(evaluate("devpi", "{{ __devpi_max_stale }}", **variables)))
     _init(work, ["--configfile", str(configuration)])
     with running(OURS, start, folder / "devpi.log", environment) as server:
