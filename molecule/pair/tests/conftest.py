@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from typing import Any
 
 import pytest
 import testinfra  # type: ignore[import-untyped]  # it ships no types
-from pair import INVENTORY, PROJECT, SERVERS, Playbook, container, run, with_curl
+from pair import SERVERS, container, run, with_curl
 
 TOOLS = "uv==0.13.9 twine==7.0.0"
 
@@ -38,21 +37,6 @@ def workstation() -> Any:
 
 
 @pytest.fixture(scope="session")
-def playbook() -> Playbook:
-    def run_it(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["ansible-playbook", "-i", INVENTORY, PROJECT / name, *arguments],
-            check=False,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
-        )
-
-    return run_it
-
-
-@pytest.fixture(scope="session")
 def one_server(replica: Any) -> None:
     """Let workstations find `server` alone, which has nobody to stand in for it from here on."""
     run(replica, "systemctl stop nginx devpi")
@@ -60,7 +44,7 @@ def one_server(replica: Any) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put last what is to be shown of one server; a replica does not even follow one that was restored."""
-    last = ["test_soak", "test_life"]
+    last = ["test_soak", "test_life", "test_promotion"]
     items.sort(key=lambda item: last.index(item.path.stem) if item.path.stem in last else -1)
 
 

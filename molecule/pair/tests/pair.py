@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -22,7 +23,21 @@ SERVERS = ("server", "replica")
 CA = "/etc/ssl/certs/ca-certificates.crt"
 ALICE = str(yaml.safe_load((INVENTORY / "group_vars/pypi_cache.yml").read_text())["devpi_users"][1]["password"])
 
-Playbook = Callable[..., subprocess.CompletedProcess[str]]
+# Makes a wheel of one module.
+WHEEL = """
+import zipfile, sys
+name, version = sys.argv[1:]
+info = f"{name}-{version}.dist-info"
+files = {
+    f"{name}.py": f"version = {version!r}\\n",
+    f"{info}/METADATA": f"Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n",
+    f"{info}/WHEEL": "Wheel-Version: 1.0\\nGenerator: lab\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+}
+files[f"{info}/RECORD"] = "".join(f"{file},,\\n" for file in [*files, f"{info}/RECORD"])
+with zipfile.ZipFile(f"/opt/dist/{name}-{version}-py3-none-any.whl", "w") as wheel:
+    for file, text in files.items():
+        wheel.writestr(file, text)
+"""
 
 
 def container(name: str) -> str:
@@ -39,10 +54,10 @@ def docker(*arguments: str) -> str:
 
 
 def run(host: Any, command: str) -> str:
-    """Run a command of the shell with nothing of the environment, and give what it printed."""
+    """Run a command of the shell with nothing of the environment, and give what it printed, stripped."""
     done = attempt(host, command)
     assert done.rc == 0, f"{command}: exit code {done.rc}\n{done.stdout}\n{done.stderr}"
-    return str(done.stdout)
+    return str(done.stdout).strip()
 
 
 def attempt(host: Any, command: str) -> Any:
@@ -67,6 +82,54 @@ def wait(what: str, seconds: float, check: Callable[[], bool]) -> None:
 def answers(host: Any) -> bool:
     """Tell whether a server's own devpi answers, and a replica's has the primary in sight."""
     return bool(attempt(host, "curl -sf -m 5 http://127.0.0.1:3141/+api").rc == 0)
+
+
+def playbook(name: str, *arguments: str, inventory: Path = INVENTORY) -> tuple[int, str]:
+    """Run a playbook; give its exit code and what it said, on one line."""
+    done = subprocess.run(
+        ["ansible-playbook", "-i", inventory, PROJECT / name, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
+    )
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def build(workstation: Any, name: str, version: str) -> str:
+    """Make a wheel on the workstation; give its path."""
+    run(workstation, f"mkdir -p /opt/dist && cat > /opt/dist/make.py << 'END'{WHEEL}END")
+    run(workstation, f"python3 /opt/dist/make.py {name} {version}")
+    return f"/opt/dist/{name}-{version}-py3-none-any.whl"
+
+
+def upload(workstation: Any, tool: str, url: str, wheel: str, password: str = ALICE) -> Any:
+    """Upload with twine or uv, with the password in the environment."""
+    tools = "/opt/tools/bin"
+    if tool == "twine":
+        options = f"--non-interactive --cert {CA} --repository-url {url} -u alice {wheel}"
+        command = f"TWINE_PASSWORD={password} {tools}/twine upload {options}"
+    else:
+        options = f"--publish-url {url} -u alice {wheel}"
+        command = f"UV_NATIVE_TLS=1 UV_PUBLISH_PASSWORD={password} {tools}/uv publish {options}"
+    return attempt(workstation, command)
+
+
+def installed(workstation: Any, name: str, package: str) -> str:
+    """Install from one server's private index, and give the version that was."""
+    run(
+        workstation,
+        f"rm -rf /opt/own && /opt/tools/bin/pip install -q --no-cache-dir --target /opt/own"
+        f" --index-url https://{name}/lab/dev/+simple/ {package}",
+    )
+    return run(workstation, f"PYTHONPATH=/opt/own python3 -c 'import {package}; print({package}.version)'")
+
+
+def status(host: Any) -> dict[str, Any]:
+    """Give what devpi says of itself, on the server itself."""
+    result: dict[str, Any] = json.loads(run(host, "curl -sf http://127.0.0.1:3141/+status"))["result"]
+    return result
 
 
 def with_curl(name: str) -> Any:

@@ -7,21 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shlex
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import testinfra  # type: ignore[import-untyped]  # it ships no types
-import yaml
+from pair import PROJECT, SITE, build, playbook, run
 
-PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
-INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "lab"
-SITE = yaml.safe_load((INVENTORY / "group_vars/all.yml").read_text())["lanmirror_server_url"]
 PINS = (PROJECT / "roles/devpi/files/requirements.txt").read_text().strip()
 OLDER = "6.19.3"
 DEVPI = "http://127.0.0.1:3141"
@@ -46,51 +40,9 @@ print(json.dumps({"status": answer.status, "version": answer.headers.get("X-Devp
                   "json": json.loads(answer.read() or "{}")}))
 """
 
-WHEEL = """
-import sys, zipfile
-path, version = sys.argv[1:]
-info = f"labtool-{version}.dist-info"
-with zipfile.ZipFile(path, "w") as wheel:
-    wheel.writestr("labtool.py", f"VERSION = {version!r}\\n")
-    wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\\nName: labtool\\nVersion: {version}\\n")
-    wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
-    wheel.writestr(f"{info}/RECORD", "")
-"""
 
-
-def machine(name: str) -> Any:
-    groups = yaml.safe_load((INVENTORY / "hosts.yml").read_text())
-    hosts = next(group["hosts"] for group in groups.values() if name in (group.get("hosts") or {}))
-    return testinfra.get_host(f"docker://{hosts[name]['ansible_host']}")
-
-
-@pytest.fixture(scope="module")
-def server() -> Any:
-    return machine("server")
-
-
-@pytest.fixture(scope="module")
-def workstation() -> Any:
-    return machine("workstation")
-
-
-def run(host: Any, command: str) -> str:
-    done = host.run(f"sh -c {shlex.quote(command)}")
-    assert done.rc == 0, f"{command}: exit code {done.rc}\n{done.stdout}\n{done.stderr}"
-    return str(done.stdout).strip()
-
-
-def playbook(name: str, **variables: Any) -> tuple[int, str]:
-    """Run a playbook against `server`; give its exit code and what it said, on one line."""
-    done = subprocess.run(
-        ["ansible-playbook", "-i", INVENTORY, "--limit", "server", PROJECT / name, "-e", json.dumps(variables)],
-        check=False,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
-    )
-    return done.returncode, " ".join((done.stdout + done.stderr).split())
+def on_server(name: str, **variables: Any) -> tuple[int, str]:
+    return playbook(name, "--limit", "server", "-e", json.dumps(variables))
 
 
 def ask(host: Any, method: str, path: str, body: Any = None, auth: tuple[str, str] = ("", "")) -> Any:
@@ -110,9 +62,9 @@ def root_password(host: Any) -> str:
 
 def upload(host: Any, version: str) -> None:
     """Build a wheel and upload it as alice."""
-    wheel = f"/tmp/labtool-{version}-py3-none-any.whl"
+    wheel = build(host, "labtool", version)
     login = f"{CLIENT} use {DEVPI}/lab/dev > /dev/null && {CLIENT} login alice --password {PASSWORD} > /dev/null"
-    run(host, f"python3 -c {shlex.quote(WHEEL)} {wheel} {version} && {login} && {CLIENT} upload {wheel}")
+    run(host, f"{login} && {CLIENT} upload {wheel}")
 
 
 def releases(host: Any) -> set[str]:
@@ -127,10 +79,10 @@ def installs(workstation: Any, requirement: str, index: str = "lab/dev") -> bool
     return bool(done.rc == 0)
 
 
-def venv(pins: str) -> str:
+def venv(host: Any, pins: str) -> str:
     """Give the folder of a venv with some pins, as the role names it."""
-    facts = machine("server").run("python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'").stdout.strip()
-    return f"/opt/devpi/py{facts}-{hashlib.sha256(pins.encode()).hexdigest()[:12]}"
+    python = run(host, "python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'")
+    return f"/opt/devpi/py{python}-{hashlib.sha256(pins.encode()).hexdigest()[:12]}"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,7 +103,7 @@ def index_of_the_lab(server: Any) -> None:
 def test_backup_brings_back_what_was_deleted_since(server: Any, workstation: Any, tmp_path: Path) -> None:
     assert installs(workstation, "idna", "root/pypi")
     assert installs(workstation, "labtool==1.0")
-    code, said = playbook("playbooks/backup.yml", devpi_backup_fetch_to=str(tmp_path))
+    code, said = on_server("playbooks/backup.yml", devpi_backup_fetch_to=str(tmp_path))
     assert code == 0, said
     (fetched,) = tmp_path.iterdir()
     assert fetched.stat().st_mode & 0o777 == 0o600
@@ -165,7 +117,7 @@ def test_backup_brings_back_what_was_deleted_since(server: Any, workstation: Any
     assert ask(server, "DELETE", "/lab/dev/labtool/1.0", auth=("alice", login(server, "alice", "changed-since-then")))
     assert releases(server) == {"2.0"}
 
-    code, said = playbook("playbooks/restore.yml", devpi_restore_from=backup)
+    code, said = on_server("playbooks/restore.yml", devpi_restore_from=backup)
     assert code == 0, said
     assert "what was there before is in /var/lib/devpi/.lanmirror-aside/" in said
     assert releases(server) == {"1.0"}
@@ -191,7 +143,7 @@ def test_bad_backup_is_refused_before_anything_changes(server: Any, spoil: str, 
     run(server, f"rm -rf /root/bad && cp -a {backup} /root/bad && {spoil} /root/bad/manifest.json")
     before = run(server, "systemctl show --property=MainPID devpi; stat -c '%i %Y' /var/lib/devpi/.sqlite")
     if "99.0.0" in spoil:
-        code, said = playbook("playbooks/restore.yml", devpi_restore_from="/root/bad")
+        code, said = on_server("playbooks/restore.yml", devpi_restore_from="/root/bad")
         assert (code, said.count("[ERROR]: ")) == (2, 1), said
         assert "playbooks/upgrade.yml" in said
     else:
@@ -214,6 +166,7 @@ def older(server: Any) -> None:
         f"""cp -a {now} {old}
         PIP_CONFIG_FILE=/opt/devpi/pip.conf {old}/bin/python -m pip install -q devpi-server=={OLDER}
         sed -i 's/^DATABASE_VERSION = .*/DATABASE_VERSION = "3"/' {old}/lib/python3*/site-packages/devpi_server/main.py
+        rm -r {old}/lib/python3*/site-packages/devpi_server/__pycache__  # made in the same second, of the same size
         sed -i '1s|.*|#!{old}/bin/python|' {old}/bin/devpi-*
         systemctl stop devpi && printf 3 > /var/lib/devpi/.serverversion && ln -sfn {old} /opt/devpi/current
         systemctl start devpi""",
@@ -227,7 +180,7 @@ def older(server: Any) -> None:
 
 @pytest.mark.usefixtures("older")
 def test_site_does_not_upgrade_in_passing(server: Any) -> None:
-    code, said = playbook("playbooks/preflight.yml")
+    code, said = on_server("playbooks/preflight.yml")
     assert code != 0
     assert "runs devpi from /opt/devpi/older" in said
     assert "playbooks/upgrade.yml" in said
@@ -236,12 +189,12 @@ def test_site_does_not_upgrade_in_passing(server: Any) -> None:
 @pytest.mark.usefixtures("older")
 def test_upgrade_that_fails_leaves_the_old_devpi_serving(server: Any, workstation: Any) -> None:
     pins = f"{PINS}\n# broken"
-    broken = venv(pins)
-    run(server, f"cp -a {venv(PINS)} {broken} && sed -i '1s|.*|#!{broken}/bin/python|' {broken}/bin/devpi-*")
+    broken = venv(server, pins)
+    run(server, f"cp -a {venv(server, PINS)} {broken} && sed -i '1s|.*|#!{broken}/bin/python|' {broken}/bin/devpi-*")
     main = f"{broken}/lib/python3*/site-packages/devpi_server/main.py"
     run(server, f"""printf 'def wsgi_run(*_):\\n    raise RuntimeError("broken on purpose")\\n' | tee -a {main}""")
     unit = run(server, "sha256sum /etc/systemd/system/devpi.service /etc/devpi/* /var/lib/devpi/.serverversion")
-    code, said = playbook("playbooks/upgrade.yml", __devpi_requirements=pins, devpi_request_timeout=7)
+    code, said = on_server("playbooks/upgrade.yml", __devpi_requirements=pins, devpi_request_timeout=7)
     assert code != 0
     assert re.search(r"it fell over \d times: RuntimeError: broken on purpose", said), said
     assert f"devpi-server {OLDER} serves again" in said
@@ -256,7 +209,7 @@ def test_upgrade_that_fails_leaves_the_old_devpi_serving(server: Any, workstatio
 def test_upgrade_exports_and_imports_and_keeps_the_cache(server: Any, workstation: Any) -> None:
     before = run(server, "cd /var/lib/devpi/+files && find . -type f | sort")
     assert "idna-" in before
-    code, said = playbook("playbooks/upgrade.yml")
+    code, said = on_server("playbooks/upgrade.yml")
     assert code == 0, said
     pinned = re.search(r"devpi-server==(\S+)", PINS)
     assert pinned
@@ -279,7 +232,7 @@ def test_rotation_ends_old_passwords_and_old_logins(server: Any) -> None:
     tokens = {"root": login(server, "root", old), "alice": login(server, "alice", PASSWORD)}
     for user, token in tokens.items():
         assert ask(server, "GET", "/+api", auth=(user, token))["json"]["result"]["authstatus"][0] == "ok"
-    code, said = playbook(
+    code, said = on_server(
         "playbooks/rotate_passwords.yml", devpi_users=[{"name": "lab"}, {"name": "alice", "password": "alices-second"}]
     )
     assert code == 0, said

@@ -6,51 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from pair import ALICE, CA, SERVERS, SITE, attempt, run, wait
-
-SOURCE = """
-import zipfile, sys
-name, version = sys.argv[1:]
-info = f"{name}-{version}.dist-info"
-files = {
-    f"{name}.py": f"version = {version!r}\\n",
-    f"{info}/METADATA": f"Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n",
-    f"{info}/WHEEL": "Wheel-Version: 1.0\\nGenerator: lab\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
-}
-files[f"{info}/RECORD"] = "".join(f"{file},,\\n" for file in [*files, f"{info}/RECORD"])
-with zipfile.ZipFile(f"/opt/dist/{name}-{version}-py3-none-any.whl", "w") as wheel:
-    for file, text in files.items():
-        wheel.writestr(file, text)
-"""
-
-
-def build(workstation: Any, name: str, version: str) -> str:
-    """Make a wheel on the workstation; give its path."""
-    run(workstation, f"mkdir -p /opt/dist && cat > /opt/dist/make.py << 'END'{SOURCE}END")
-    run(workstation, f"python3 /opt/dist/make.py {name} {version}")
-    return f"/opt/dist/{name}-{version}-py3-none-any.whl"
-
-
-def upload(workstation: Any, tool: str, url: str, wheel: str, password: str = ALICE) -> Any:
-    """Upload with twine or uv, with the password in the environment."""
-    tools = "/opt/tools/bin"
-    if tool == "twine":
-        options = f"--non-interactive --cert {CA} --repository-url {url} -u alice {wheel}"
-        command = f"TWINE_PASSWORD={password} {tools}/twine upload {options}"
-    else:
-        options = f"--publish-url {url} -u alice {wheel}"
-        command = f"UV_NATIVE_TLS=1 UV_PUBLISH_PASSWORD={password} {tools}/uv publish {options}"
-    return attempt(workstation, command)
-
-
-def installed(workstation: Any, name: str, package: str) -> str:
-    """Install from one server's private index, and give the version that was."""
-    run(
-        workstation,
-        f"rm -rf /opt/own && /opt/tools/bin/pip install -q --no-cache-dir --target /opt/own"
-        f" --index-url https://{name}/lab/dev/+simple/ {package}",
-    )
-    return run(workstation, f"PYTHONPATH=/opt/own python3 -c 'import {package}; print({package}.version)'").strip()
+from pair import SERVERS, SITE, build, installed, run, upload, wait
 
 
 @pytest.mark.parametrize("tool", ["twine", "uv"])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pair import CA, SERVERS, SITE, Playbook, answers, attempt, container, docker, get, run, wait
+from pair import CA, SERVERS, SITE, answers, attempt, container, docker, get, run, status, wait
 
 LOAD = Path(__file__).parent / "load.py"
 CACHED = ["idna", "attrs", "six"]
@@ -28,12 +28,6 @@ def install(workstation: Any, index: str, packages: list[str]) -> str:
         f"rm -rf /opt/target && /opt/tools/bin/pip -v install --no-cache-dir --index-url {index}"
         f" --target /opt/target {' '.join(packages)}",
     )
-
-
-def status(host: Any) -> dict[str, Any]:
-    """Give what devpi says of itself, on the server itself."""
-    result: dict[str, Any] = json.loads(run(host, "curl -sf http://127.0.0.1:3141/+status"))["result"]
-    return result
 
 
 def stored(host: Any) -> set[str]:
@@ -175,13 +169,3 @@ def test_no_request_fails_while_either_devpi_is_killed(workstation: Any, servers
     assert done["failed"] == []
     assert done["requests"] > 1000
     print(done)
-
-
-def test_undeclared_is_a_replica_that_was_a_primary(playbook: Playbook) -> None:
-    """Whoever swaps the two would lose what the primary has: refused before anything changes, with the fix."""
-    wrong = json.dumps({"devpi_role": "replica"})
-    done = playbook("playbooks/preflight.yml", "--limit", "server", "-e", wrong)
-    output = " ".join(done.stdout.split())
-    assert done.returncode != 0
-    assert "there is no primary for it to follow" in output or "server has been a" in output, done.stdout
-    assert set(re.findall(r"changed=(\d+)", done.stdout)) == {"0"}
