@@ -38,6 +38,7 @@ def test_server_configuration() -> None:
         "host": "127.0.0.1",
         "port": 3999,
         "restrict-modify": "root",
+        "role": "primary",
         "request-timeout": 5,
         "max-request-body-size": 2 * 1024 * 1024,
         "argon2-memory-cost": 65536,
@@ -666,7 +667,7 @@ def test_replica_asks_its_primary_by_nginx() -> None:
     assert (settings["role"], settings["primary-url"]) == ("replica", "http://127.0.0.1:3145")
     assert settings["request-timeout"] == 10
     alone = yaml.safe_load(render("devpi", "devpi-server.yml.j2"))["devpi-server"]
-    assert "role" not in alone
+    assert alone["role"] == "primary"
     primary = yaml.safe_load(render("devpi", "devpi-server.yml.j2", devpi_peers=[REPLICA]))["devpi-server"]
     assert primary["role"] == "primary"
 

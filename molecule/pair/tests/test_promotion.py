@@ -33,7 +33,7 @@ def test_primary_is_not_made_a_replica_of_its_own(server: Any, replica: Any, tmp
     assert "mv /var/lib/devpi /var/lib/devpi.old" in said
     assert "changed=0" in said
     assert "changed=1" not in said
-    assert status(server)["role"] == "PRIMARY"
+    assert status(server)["role"] == "MASTER"
     assert attempt(replica, "systemctl is-active devpi").rc != 0
 
 
@@ -41,7 +41,7 @@ def test_replica_takes_the_place_of_a_lost_primary(server: Any, replica: Any, wo
     run(server, "systemctl stop nginx devpi")
     code, said = playbook("playbooks/pypi_cache.yml", inventory=inventory(tmp_path, "replica"))
     assert code == 0, said
-    assert status(replica)["role"] in {"PRIMARY", "STANDALONE"}
+    assert status(replica)["role"] == "MASTER"
     # What was uploaded before either was lost, and the users with their passwords.
     assert installed(workstation, "replica", "copied") == "1.0"
     done = upload(workstation, "twine", "https://replica/lab/dev/", build(workstation, "afterwards", "1.0"))

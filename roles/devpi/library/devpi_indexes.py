@@ -265,8 +265,14 @@ class Devpi:
                 return
 
     def knows(self, user: str, password: str) -> str:
-        """Return a token for the user, or an empty text when the password is wrong."""
+        """Return a token for the user, or an empty text when the password is wrong.
+
+        Raises:
+            DevpiError: devpi cannot tell, as a replica whose primary is away.
+        """
         status, answer = self.ask("POST", "/+login", {"user": user, "password": password})
+        if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise DevpiError(f"devpi answers {status} to a login: {answer.get('message')}")
         return str(answer["result"]["password"]) if status == http.HTTPStatus.OK else ""
 
     def login(self, password: str) -> bool:
