@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,7 @@ def test_primary_is_not_made_a_replica_of_its_own(server: Any, replica: Any, tmp
     assert code != 0
     assert 'devpi_role is "replica", but server has been a primary so far' in said
     assert "mv /var/lib/devpi /var/lib/devpi.old" in said
-    assert "changed=0" in said
-    assert "changed=1" not in said
+    assert set(re.findall(r"changed=(\d+)", said)) == {"0"}
     assert status(server)["role"] == "MASTER"
     assert attempt(replica, "systemctl is-active devpi").rc != 0
 
@@ -49,8 +49,8 @@ def test_replica_takes_the_place_of_a_lost_primary(server: Any, replica: Any, wo
     assert installed(workstation, "replica", "afterwards") == "1.0"
     assert get(workstation, "https://replica/root/pypi/+simple/idna/")[0] == 200
     code, said = playbook("playbooks/pypi_cache.yml", inventory=inventory(tmp_path / "again", "replica"))
-    assert "changed=0" in said
     assert code == 0, said
+    assert set(re.findall(r"changed=(\d+)", said)) == {"0"}
 
 
 def test_machine_that_comes_back_follows_it(server: Any, replica: Any, workstation: Any, tmp_path: Path) -> None:
