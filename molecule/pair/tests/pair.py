@@ -49,7 +49,8 @@ def container(name: str) -> str:
 
 
 def docker(*arguments: str) -> str:
-    done = subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True)
+    done = subprocess.run(["docker", *arguments], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, f"docker {shlex.join(arguments)}: {done.stdout}{done.stderr}"
     return done.stdout.strip()
 
 
@@ -76,7 +77,7 @@ def wait(what: str, seconds: float, check: Callable[[], bool]) -> None:
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.5)
+        time.sleep(0.2)
 
 
 def answers(host: Any) -> bool:

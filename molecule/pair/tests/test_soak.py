@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
+from pair import PROJECT, container, docker, wait
 
-FILES = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "molecule/files"
-PREFIX = f"lanmirror-{os.environ['MOLECULE_SCENARIO_NAME']}-{os.environ['LANMIRROR_DISTRO']}"
-SERVER, WORKSTATION, WAY_OUT = f"{PREFIX}-server", f"{PREFIX}-workstation", f"{PREFIX}-way-out"
+FILES = PROJECT / "molecule/files"
+SERVER, WORKSTATION = container("server"), container("workstation")
+WAY_OUT = f"{SERVER}-way-out"
 PROJECTS = ["attrs", "certifi", "charset-normalizer", "idna", "numpy", "requests", "six", "urllib3"]
 # A name that nobody asked for before, in no earlier run either.
 NEVER_SEEN = f"never-seen-{time.time_ns()}"
@@ -26,22 +25,9 @@ pytestmark = pytest.mark.usefixtures("one_server")
 WayOut = Callable[[str], None]
 
 
-def docker(*arguments: str) -> str:
-    done = subprocess.run(["docker", *arguments], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, f"docker {shlex.join(arguments)}: {done.stdout}{done.stderr}"
-    return done.stdout.strip()
-
-
 def on(machine: str, command: str) -> str:
     """Run a command of the shell, and give what it printed."""
     return docker("exec", machine, "sh", "-c", command)
-
-
-def wait(what: str, seconds: float, check: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.2)
 
 
 def devpi_process() -> str:
@@ -143,7 +129,7 @@ def test_cached_projects_survive_a_devpi_that_is_killed_and_an_upstream_that_fla
     assert outcome["failed"] == 0, outcome["failures"]
     assert outcome["installs"] >= INSTALLS
     # pip gives an answer 15 seconds, and asks again; nobody here has to wait for that.
-    assert outcome["slowest"] < 10, outcome
+    assert outcome["slowest"] < 15, outcome
 
 
 def test_blackhole_delays_nobody_and_is_named(index: str, way_out: WayOut) -> None:
@@ -167,7 +153,8 @@ def test_blackhole_delays_nobody_and_is_named(index: str, way_out: WayOut) -> No
     on(SERVER, "systemctl restart devpi")
     wait("devpi", 30, devpi_answers)
     dropped = max(install("dropped") for _ in range(2))
-    assert dropped < 2 * warm + 1, (warm, dropped)
+    # devpi would wait five seconds for each of six projects.
+    assert dropped < warm + 10, (warm, dropped)
 
     began = time.monotonic()
     answer = page(index, NEVER_SEEN)
