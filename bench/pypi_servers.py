@@ -180,6 +180,8 @@ def site_files(folder: Path, **variables: Any) -> dict[str, str]:
         "/var/log/nginx": str(folder),
         "/run/nginx.pid": f"{folder}/nginx.pid",
         "/run/devpi-watch": f"{folder}/watch",
+        # In memory here too.
+        "/run/lanmirror-devpi-near": "/dev/shm/lanmirror-bench-near",
     }
     for old, new in moved.items():
         files = {name: text.replace(old, new) for name, text in files.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import importlib.util
 import json
 import re
@@ -444,7 +445,9 @@ def starter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, list[
     clock = [1000.0]
     mirror = SimpleNamespace(MirrorStage=type("Fresh", (Stage,), {}), normalize_name=str.lower)
     replica = SimpleNamespace(FileReplicationSharedData=type("Queue", (), {"on_import_file": None}))
-    monkeypatch.setitem(sys.modules, "devpi_server", SimpleNamespace(mirror=mirror, main=None, replica=replica))
+    views = SimpleNamespace(PyPIView=type("View", (), {"simple_list_project": lambda view: view.response}))
+    devpi_server = SimpleNamespace(mirror=mirror, main=None, replica=replica, views=views)
+    monkeypatch.setitem(sys.modules, "devpi_server", devpi_server)
     monkeypatch.setenv("LANMIRROR_MAX_STALE", "100")
     monkeypatch.setenv("LANMIRROR_UPSTREAMS", str(tmp_path / "upstreams.json"))
     spec = importlib.util.spec_from_file_location("lanmirror_devpi", ROLE / "files" / "lanmirror_devpi.py")
@@ -455,6 +458,20 @@ def starter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, list[
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     spec.loader.exec_module(loaded)
     return mirror.MirrorStage, clock
+
+
+@pytest.mark.parametrize(
+    ("accepted", "size", "packed"), [("gzip", 1000, True), ("gzip", 999, False), ("", 1000, False)]
+)
+def test_starter_compresses_a_page_for_who_asks(starter: Any, accepted: str, size: int, packed: bool) -> None:
+    assert starter
+    page = b"x" * size
+    response = SimpleNamespace(status_code=200, body=page, content_encoding=None)
+    view = sys.modules["devpi_server"].views.PyPIView()
+    view.response, view.request = response, SimpleNamespace(headers={"Accept-Encoding": accepted})
+    assert view.simple_list_project() is response
+    assert response.content_encoding == ("gzip" if packed else None)
+    assert (gzip.decompress(response.body) if packed else response.body) == page
 
 
 def test_starter_waits_as_configured_for_what_is_not_known(starter: tuple[Any, list[float]]) -> None:

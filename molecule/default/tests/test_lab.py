@@ -105,6 +105,17 @@ def test_pip_installs_through_the_cache(workstation: Any, server: Any) -> None:
     assert re.search(r'"GET /root/pypi/(?:\+|%2B)f/\S+/numpy-\S+\.whl HTTP/1.1" 200', log)
 
 
+def test_page_tells_its_length_and_is_the_same_compressed_and_plain() -> None:
+    packed, plain = (
+        requests.get(url("/root/pypi/+simple/numpy/"), headers={"Accept-Encoding": encoding}, timeout=60)
+        for encoding in ("gzip", "identity")
+    )
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert int(packed.headers["Content-Length"]) < len(packed.content) / 2
+    assert "Content-Encoding" not in plain.headers
+    assert packed.content == plain.content
+
+
 # ---- Conda ----------------------------------------------------------------------------------------------------
 
 

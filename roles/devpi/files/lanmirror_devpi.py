@@ -15,6 +15,9 @@ A mirror that is named in LANMIRROR_FLAT has an upstream of one page, at its `mi
 all projects, as vendors have them and as `pip --find-links` takes them. devpi asks for a page of each project; it gets
 one with the project's links of that page.
 
+A page of some size is compressed here and not by Nginx, which would not know its length before it has sent it, and
+would send it in pieces ever after.
+
 How each upstream answered last is written to the file LANMIRROR_UPSTREAMS, for lanmirror_devpi_watch.py, when it
 changes.
 
@@ -24,6 +27,7 @@ gone.
 
 from __future__ import annotations
 
+import gzip
 import html
 import json
 import logging
@@ -36,12 +40,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from devpi_server import main, mirror, replica  # type: ignore[import-not-found]  # it is in the venv that runs this
+from devpi_server import main, mirror, replica, views  # type: ignore[import-not-found]  # it is in the venv that runs this
 
 PATIENCE = 1.0
 PAUSE = 30.0
 MAX_STALE = float(os.environ["LANMIRROR_MAX_STALE"])
 STARTED = time.monotonic()
+# Bytes from which on a page is worth compressing: less fits into one packet.
+WORTH_COMPRESSING = 1000
 
 FLAT = frozenset(os.environ.get("LANMIRROR_FLAT", "").split())
 UPSTREAMS = os.environ.get("LANMIRROR_UPSTREAMS", "")
@@ -49,6 +55,8 @@ UPSTREAMS = os.environ.get("LANMIRROR_UPSTREAMS", "")
 ask = mirror.MirrorStage.get_simplelinks_perstage
 fetch = mirror.MirrorStage._async_fetch_releaselinks
 load = mirror.MirrorStage._load_cache_links
+
+simple_list_project = views.PyPIView.simple_list_project
 
 on_import_file = replica.FileReplicationSharedData.on_import_file
 
@@ -155,6 +163,17 @@ async def fetch_releaselinks(stage: Any, *arguments: Any) -> None:
         tell(stage.name, "")
 
 
+def compressed_simple_list_project(view: Any) -> Any:
+    """Return the page of a project, compressed for Nginx, which asks for that in these words."""
+    response = simple_list_project(view)
+    if response.status_code == 200 and view.request.headers.get("Accept-Encoding") == "gzip":  # noqa: PLR2004 - HTTP's OK
+        page = response.body
+        if len(page) >= WORTH_COMPRESSING:
+            response.body = gzip.compress(page, compresslevel=6, mtime=0)
+            response.content_encoding = "gzip"
+    return response
+
+
 def is_worth_a_line(record: logging.LogRecord) -> bool:
     """Return whether a record goes to the journal: not the question whether devpi is there, every few seconds."""
     return not record.getMessage().endswith("GET /+api")
@@ -162,6 +181,7 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
 
 logging.getLogger().addFilter(is_worth_a_line)
 replica.FileReplicationSharedData.on_import_file = import_file
+views.PyPIView.simple_list_project = compressed_simple_list_project
 mirror.MirrorStage.get_simplelinks_perstage = get_simplelinks_perstage
 mirror.MirrorStage._async_fetch_releaselinks = fetch_releaselinks
 
