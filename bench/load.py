@@ -118,7 +118,6 @@ def wrk(
     seconds: int,
     scratch: Path,
     *,
-    connections: int = CONNECTIONS,
     paths: Sequence[str] = (),
 ) -> Load:
     """Put load on a server.
@@ -128,7 +127,6 @@ def wrk(
         headers: of each request.
         seconds: how long.
         scratch: a folder for the script.
-        connections: how many are open.
         paths: asked for in turn, in place of the URL's.
     """
     scratch.mkdir(parents=True, exist_ok=True)
@@ -136,6 +134,6 @@ def wrk(
     many = PATHS.format(step=len(paths) // THREADS, paths=", ".join(map(json.dumps, paths))) if paths else ""
     script.write_text(DONE + many)
     # Not cut off at two seconds, as it does by itself: a slow server's answers count.
-    command = ["wrk", f"-t{THREADS}", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script)]
+    command = ["wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script)]
     command += [f"-H{name}: {value}" for name, value in headers.items()]
     return read(subprocess.run([*command, url], check=True, capture_output=True, text=True).stdout)

@@ -36,9 +36,6 @@ FEW, SLOW_SECONDS = 30, 8
 NEAR_SECONDS = 10
 # So short that the pages that run out in it are more than one of a hundred answers.
 EXPIRY_SECONDS = 2
-# As many requests at a time as an ordinary server has cores to answer with, so that what is measured is its time to
-# answer, and not the queue that a load generator makes by never pausing.
-CALM_CONNECTIONS = 2
 
 
 @dataclass(frozen=True)
@@ -264,14 +261,18 @@ def file_rates(bench: Bench, project: str) -> Result:
 
 
 def expiry(bench: Bench) -> Result:
-    """Measure the time of an answer while pages are kept, while they run out, and while devpi asks its upstream."""
+    """Measure the time of an answer while pages are kept, while they run out, and while devpi asks its upstream.
+
+    Under the load of the other scenarios. With one or two connections on two cores, which the load generator shares,
+    99 % were answered in 0.2 to 0.6 ms while all were kept, and in 1.3 to 3 ms while they ran out (2026-11-28).
+    """
     server = bench.servers[OURS]
     headers = asked("json", "gzip")
     paths = [urlsplit(server.page(project)).path for project in bench.spare]
     seconds = EXPIRY_SECONDS
 
     def touch() -> float:
-        with ThreadPoolExecutor(CALM_CONNECTIONS) as pool:
+        with ThreadPoolExecutor(2) as pool:
             statuses = [
                 answer.status for answer in pool.map(lambda name: page_of(server, name, encoding="gzip"), bench.spare)
             ]
@@ -280,7 +281,7 @@ def expiry(bench: Bench) -> Result:
         return time.monotonic()
 
     def put(name: str) -> Load:
-        done = load.wrk(server.index, headers, seconds, bench.scratch, connections=CALM_CONNECTIONS, paths=paths)
+        done = load.wrk(server.index, headers, seconds, bench.scratch, paths=paths)
         say(name, done)
         return done
 
@@ -313,10 +314,7 @@ def expiry(bench: Bench) -> Result:
         at_most(f"{row.name}: 99 % at most 3 times the time while all are kept", row.p99 / rows[0].p99, 3, "times")
         for row in rows[1:]
     ]
-    note = (
-        f"{len(paths)} pages in turn, over {CALM_CONNECTIONS} connections. In the run of the last row, the "
-        f"upstream was asked for {asked_for} pages."
-    )
+    note = f"{len(paths)} pages in turn. In the run of the last row, the upstream was asked for {asked_for} pages."
     return Result("Pages that run out under load", rows, bars, [note])
 
 
