@@ -132,8 +132,7 @@ def test_neither_asks_in_a_circle_when_both_are_down(workstation: Any, servers: 
         for name in SERVERS:
             began = time.monotonic()
             assert get(workstation, f"https://{name}/lab/dev/+simple/idna/")[0] == 502
-            # A circle would end with the first timeout, which is that of the peers' answers.
-            assert time.monotonic() - began < 30
+            assert time.monotonic() - began < 5
             assert get(workstation, f"https://{name}/root/pypi/+simple/idna/")[0] == 200
 
 

@@ -129,7 +129,7 @@ def test_cached_projects_survive_a_devpi_that_is_killed_and_an_upstream_that_fla
     assert outcome["failed"] == 0, outcome["failures"]
     assert outcome["installs"] >= INSTALLS
     # pip gives an answer 15 seconds, and asks again; nobody here has to wait for that.
-    assert outcome["slowest"] < 15, outcome
+    assert outcome["slowest"] < 10, outcome
 
 
 def test_blackhole_delays_nobody_and_is_named(index: str, way_out: WayOut) -> None:
@@ -153,8 +153,7 @@ def test_blackhole_delays_nobody_and_is_named(index: str, way_out: WayOut) -> No
     on(SERVER, "systemctl restart devpi")
     wait("devpi", 30, devpi_answers)
     dropped = max(install("dropped") for _ in range(2))
-    # devpi would wait five seconds for each of six projects.
-    assert dropped < warm + 10, (warm, dropped)
+    assert dropped < 2 * warm + 1, (warm, dropped)
 
     began = time.monotonic()
     answer = page(index, NEVER_SEEN)
