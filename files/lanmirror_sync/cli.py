@@ -20,7 +20,6 @@ from lanmirror_sync.report import discreet
 from lanmirror_sync.store import LockedError, Store
 from lanmirror_sync.survey import Options
 from lanmirror_sync.sync import NoRoomError, Run
-from lanmirror_sync.verify import Verification
 
 EXIT_CODES = """\
 exit codes:
@@ -202,6 +201,9 @@ def _sync(config: Config, arguments: argparse.Namespace, progress: PlainProgress
 
 def _verify(config: Config, arguments: argparse.Namespace, progress: PlainProgress | TerminalProgress) -> int:
     """Verify what is held, and log one line that sums it up."""
+    # Loaded where it is asked for, like what a terminal needs.
+    from lanmirror_sync.verify import Verification  # noqa: PLC0415
+
     progress.verb = "hash"
     store = Store(config.working_dir)
     started = time.monotonic()

@@ -8,7 +8,6 @@ when is decided in `hosts`, what becomes of the bytes in `sinks`.
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import heapq
 import itertools
 import logging
@@ -26,7 +25,7 @@ import pycurl
 from lanmirror_sync.config import Config
 from lanmirror_sync.hosts import LONGEST_WAIT_SECONDS, Hosts, Refusal, host_of
 from lanmirror_sync.sinks import Download, FileSink, Landed, MemorySink, Sink, WrongError
-from lanmirror_sync.wire import Exchange, Failure, Wire
+from lanmirror_sync.wire import Exchange, Failure, Wire, http_date
 
 # A download of more bytes is a big one: at most half of the jobs are given to these while small ones wait.
 BIG_BYTES = 16 << 20
@@ -456,6 +455,5 @@ def _retry_after(value: str | None) -> float:
         return 0.0
     if value.strip().isdecimal():
         return float(value)
-    with contextlib.suppress(ValueError):
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return 0.0
+    moment = http_date(value)
+    return 0.0 if moment is None else max(0.0, moment - time.time())

@@ -52,6 +52,21 @@ class Content:
     bz2: bool = False
 
 
+@dataclass(frozen=True)
+class Made:
+    """The index of a subdir in every format, made beside what is served.
+
+    Attributes:
+        content: what it was made of.
+        folder: where the files are.
+        published: which they are.
+    """
+
+    content: Content
+    folder: Path
+    published: formats.Published
+
+
 class Publisher:
     """Puts indexes in place."""
 
@@ -59,27 +74,35 @@ class Publisher:
         self._store = store
         self._memory = memory
 
-    def publish(self, path: PurePosixPath, content: Content, replace: Collection[str] = ()) -> None:
+    def discard_made(self) -> None:
+        """Remove what a killed run made and did not publish."""
+        shutil.rmtree(self._store.publishing, ignore_errors=True)
+
+    def publish(
+        self, path: PurePosixPath, content: Content, replace: Collection[str] = (), ahead: Made | None = None
+    ) -> None:
         """Serve what is to be served of a subdir.
 
         Args:
             path: the subdir.
             content: what.
             replace: file names whose new bytes wait in the staging folder.
+            ahead: what `make` made since the subdir was last published; used where it is of the same content.
         """
-        self._store.path(path).mkdir(parents=True, exist_ok=True)
         if replace:
-            self._write(path, content, withheld=replace)
+            self._put(path, self.make(path, content, withheld=replace))
             for name in replace:
-                self._store.move(self._store.staged_path(path / name), path / name)
-        self._write(path, content)
+                self._store.move(self._store.staged_path(path / name), self._store.path(path / name))
+            ahead = None
+        self._put(path, ahead if ahead and ahead.content == content else self.make(path, content))
 
-    def _write(self, path: PurePosixPath, content: Content, withheld: Collection[str] = ()) -> None:
-        """Make every format beside, then put each in its place."""
-        folder = self._store.state / "publishing"
+    def make(self, path: PurePosixPath, content: Content, withheld: Collection[str] = ()) -> Made:
+        """Make every format beside what is served."""
+        folder = self._store.publishing_path(path)
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder.mkdir(parents=True)
         subdir = self._store.path(path)
+        subdir.mkdir(parents=True, exist_ok=True)
         state_file = self._store.made_path(path)
         published = formats.publish(
             content.index,
@@ -96,18 +119,24 @@ class Publisher:
             now=time.time(),
             threads=cores(),
         )
+        log.debug("%s: %s", path, ", ".join(f"{name} {spent:.1f} s" for name, spent in published.seconds.items()))
+        return Made(content, folder, published)
+
+    def _put(self, path: PurePosixPath, index: Made) -> None:
+        """Put every format in its place."""
+        folder, published, subdir = index.folder, index.published, self._store.path(path)
         # One flush for all: the packages that the index names, and the index itself.
         self._store.flush_all()
         self._memory.flushed()
         for name in published.files:
-            if not _same(folder / name, subdir / name):
-                self._store.move(folder / name, path / name)
+            made, there = folder / name, subdir / name
+            if not _same(made, there):
+                self._store.move(made, there)
         self._store.flush(subdir)
-        self._store.write_file(state_file, published.state.encode())
+        self._store.write_file(self._store.made_path(path), published.state.encode())
         for name in (*published.obsolete, *published.expired):
             self._store.remove(path / name)
         shutil.rmtree(folder, ignore_errors=True)
-        log.debug("%s: %s", path, ", ".join(f"{name} {spent:.1f} s" for name, spent in published.seconds.items()))
 
     def former(self, path: PurePosixPath, lost: Collection[str]) -> Index:
         """Return the served records of packages, as far as the bytes they describe are here."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -116,7 +117,7 @@ def make(
             data = packer.compress(_packed(group))
             shard = Shard(source, hashlib.sha256(data).digest())
             if shard.file_name not in present:
-                (folder / shard.file_name).write_bytes(data)
+                _write(f"{folder}/{shard.file_name}", data)
                 written.append(shard.file_name)
         shards[name] = shard
     index = {
@@ -135,6 +136,16 @@ def make(
         del unused[file_name]
     state = State(RECIPE, shards, unused)
     return Made(state, tuple(written), expired, packer.compress(msgspec.msgpack.encode(index)))
+
+
+def _write(file: str, data: bytes) -> None:
+    """Write a new file; thirty thousand of them take half as long as through `pathlib` and a buffer."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    finally:
+        os.close(descriptor)
 
 
 def _grouped(records: Iterable[tuple[str, str, str, Raw]], removed: Iterable[str]) -> dict[str, _Group]:

@@ -31,6 +31,7 @@ class Store:
         self.partial = self.state / "partial"
         self.staged = self.state / "staged"
         self.indexes = self.state / "indexes"
+        self.publishing = self.state / "publishing"
         self.public = self.state / "public"
         self.damaged = self.state / "damaged"
         self.memory_file = self.state / "memory.sqlite"
@@ -90,15 +91,17 @@ class Store:
         """Return where it is remembered what the served files of a subdir were made of."""
         return self.index_path(relative).with_suffix(".made")
 
+    def publishing_path(self, relative: PurePosixPath) -> Path:
+        """Return where the index of a subdir is made before it is published."""
+        return self.publishing / self.index_path(relative).name
+
     def free_bytes(self) -> int:
         """Return what an ordinary user may still write to the file system."""
         status = os.statvfs(self.root)
         return status.f_bavail * status.f_frsize
 
-    def move(self, source: Path, relative: PurePosixPath) -> None:
-        """Put a finished file in its place."""
-        target = self.path(relative)
-        target.parent.mkdir(parents=True, exist_ok=True)
+    def move(self, source: Path, target: Path) -> None:
+        """Put a finished file in its place; the folder is there."""
         source.chmod(0o644)
         source.replace(target)
 

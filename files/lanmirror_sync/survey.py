@@ -17,7 +17,7 @@ from lanmirror_sync.config import Config, Subdir
 from lanmirror_sync.fetch import Fetcher, Validators
 from lanmirror_sync.memory import Memory, known_files
 from lanmirror_sync.plan import Plan, plan
-from lanmirror_sync.publish import RECIPE, stamps
+from lanmirror_sync.publish import RECIPE, Made, stamps
 from lanmirror_sync.repodata import Index, Package, RepodataError
 from lanmirror_sync.report import Report
 from lanmirror_sync.sinks import Landed
@@ -50,6 +50,20 @@ class Options:
     dry: bool = False
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What there is beside an index; see `publish.Content`.
+
+    Attributes:
+        complete: whether nothing of it had to be taken from what is served.
+    """
+
+    current: bytes | None
+    run_exports: bytes | None
+    bz2: bool
+    complete: bool
+
+
 @dataclass
 class Task:
     """A subdir on its way from the upstream's index to the served one.
@@ -62,6 +76,8 @@ class Task:
         staged: new bytes of served names, verified, that wait for the index to be published.
         moved: when the last of its packages was settled (monotonic time, seconds).
         early: whether the index was published without those that keep it waiting.
+        extras: what came of `beside`.
+        ahead: the index as it is published if all of its packages come, where it was made already.
     """
 
     subdir: Subdir
@@ -77,6 +93,8 @@ class Task:
     staged: dict[str, Landed] = field(default_factory=dict)
     moved: float = 0.0
     early: bool = False
+    extras: Extras | None = None
+    ahead: Made | None = None
 
     @property
     def path(self) -> PurePosixPath:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import random
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -22,14 +21,14 @@ from lanmirror_sync.config import Config
 from lanmirror_sync.fetch import BIG_BYTES, Answer, Done, Fetcher, FetchError, MissingError, UnreachableError
 from lanmirror_sync.installers import Installers
 from lanmirror_sync.memory import Memory
-from lanmirror_sync.plan import due, too_many
+from lanmirror_sync.plan import due, in_order, too_many
 from lanmirror_sync.progress import GIB
-from lanmirror_sync.publish import RECIPE, Content, Publisher, stamps
+from lanmirror_sync.publish import NOTHING, RECIPE, Content, Publisher, stamps
 from lanmirror_sync.repodata import Index, Package, RepodataError
 from lanmirror_sync.report import Progress, Report
 from lanmirror_sync.sinks import Download, Expected, Landed
 from lanmirror_sync.store import Store
-from lanmirror_sync.survey import FACT, Options, Survey, Task
+from lanmirror_sync.survey import FACT, Extras, Options, Survey, Task
 from lanmirror_sync.upstream import unpack
 
 # What a killed run left half-fetched is kept for the next ones, but not for ever.
@@ -38,7 +37,7 @@ PARTIAL_DAYS = 7
 CHECKPOINT_SECONDS = 30.0
 # A subdir of which nothing came for so long is published without what is still awaited, and again when that is settled.
 # To publish costs in proportion to the index, about twice this: waiting should cost no more, nor much less.
-QUIET_SECONDS = 0.5
+QUIET_SECONDS = 0.4
 QUIET_SECONDS_PER_BYTE = 1e-7
 
 log = logging.getLogger(__name__)
@@ -62,6 +61,7 @@ class Run:
         self._progress = progress
         self._checkpoint_due = time.monotonic() + CHECKPOINT_SECONDS
         self._publisher = Publisher(store, memory)
+        self._channeldata: dict[PurePosixPath, Future[Answer]] = {}
         self.report = Report()
         self._survey = Survey(config, options, store, memory, fetcher=fetcher, report=self.report)
         self._installers = Installers(config, store, memory, fetcher, self.report)
@@ -85,6 +85,7 @@ class Run:
             UnreachableError: no index could be asked for; nothing was changed.
             NoRoomError: what is to be fetched does not fit; nothing was changed.
         """
+        self._publisher.discard_made()
         tasks, downloads = self.plan()
         self._check_room(tasks, downloads)
         self._fetch(tasks, downloads)
@@ -132,6 +133,7 @@ class Run:
                 if done:
                     self._settle(done, owners.get(done.download.owner))
                 else:
+                    self._make_ahead(tasks)
                     self._publish_without_stragglers(tasks)
                 self._checkpoint()
         except OSError as error:
@@ -145,8 +147,7 @@ class Run:
     def _downloads(self, tasks: Iterable[Task], installers: Iterable[Download], *, big: bool) -> Iterator[Download]:
         """Yield what is to be fetched, of one size, as it is asked for: half a million at once are too much.
 
-        One of each subdir in turn, and there in no order: what an upstream refuses often stands side by side, and
-        would look like a host that refuses everything.
+        One of each subdir in turn, and there in the order of `plan.in_order`.
         """
         feeds: deque[Iterator[Download]] = deque(self._of_task(task, big=big) for task in tasks)
         feeds.append(item for item in installers if big == ((item.expected.size or 0) > BIG_BYTES))
@@ -158,11 +159,10 @@ class Run:
                 feeds.append(feed)
 
     def _of_task(self, task: Task, *, big: bool) -> Iterator[Download]:
-        packages = [*task.plan.fetch, *task.plan.replace]
-        random.Random(len(packages)).shuffle(packages)  # noqa: S311 - nobody is to be surprised
-        for package in packages:
-            if big == ((package.size or 0) > BIG_BYTES):
-                yield self._download(task, package)
+        wanted = (*task.plan.fetch, *task.plan.replace)
+        packages = [package for package in wanted if big == ((package.size or 0) > BIG_BYTES)]
+        for package in in_order(packages, self._config.jobs):
+            yield self._download(task, package)
 
     def _download(self, task: Task, package: Package) -> Download:
         name, path = package.file_name, task.path / package.file_name
@@ -198,6 +198,16 @@ class Run:
             if not task.pending:
                 self._publish(task)
 
+    def _make_ahead(self, tasks: Iterable[Task]) -> None:
+        """Make the index of a subdir while its packages come, as it is to be if every one of them does.
+
+        Not where it was put away, or where it is published in two steps: its formats depend on the first.
+        """
+        for task in tasks:
+            may = task.pending and not task.ahead and not task.early and not task.failed and not task.replaced
+            if may and task.index and task.beside.answered():
+                task.ahead = self._publisher.make(task.path, self._content(task, task.index))
+
     def _publish_without_stragglers(self, tasks: Iterable[Task]) -> None:
         """Publish, once, the subdirs that only wait for a few packages which stall or are refused."""
         for task in tasks:
@@ -231,17 +241,17 @@ class Run:
         path = task.path
         index = task.index or self._read_again(task)
         absent = task.failed.keys() | awaited
+        if not absent:
+            self._ask_channeldata(task.subdir.channel)
         lost = task.replaced & absent
         former = self._publisher.former(path, lost)
-        current, current_failure = self._beside(task, "current_repodata.json")
-        exports, exports_failure = self._beside(task, "run_exports.json")
-        left_out = task.plan.excluded | absent
-        content = Content(index, left_out, former, current, exports, self._has_bz2(task))
-        self._publisher.publish(path, content, task.staged.keys())
+        content = self._content(task, index, absent, former)
+        self._publisher.publish(path, content, task.staged.keys(), task.ahead)
+        task.ahead = None
         for name, landed in task.staged.items():
             self._remember(str(path), name, landed)
         self._checkpoint(now=True)
-        sizes = [package.size or 0 for name, package in index.packages.items() if name not in left_out]
+        sizes = [package.size or 0 for name, package in index.packages.items() if name not in content.leave_out]
         sizes += [package.size or 0 for package in former.packages.values()]
         missing = len(absent) - len(former.packages)
         if not awaited:
@@ -252,7 +262,7 @@ class Run:
             url=task.sent.validators.url, etag=task.sent.validators.etag,
             last_modified=task.sent.validators.last_modified, sha256=task.sent.sha256, form=task.sent.form,
             exclude=list(self._config.exclude), recipe=RECIPE,
-            complete=not absent and not current_failure and not exports_failure,
+            complete=not absent and self._extras(task).complete,
             held=len(sizes), bytes=sum(sizes), missing=missing, refused=task.refused, published=time.time(),
         )  # fmt: skip
         self._checkpoint(now=True)
@@ -263,14 +273,36 @@ class Run:
             f", {len(awaited)} awaited" if awaited else "",
         )  # fmt: skip
         task.staged.clear()
-        task.index = task.index if awaited else None
+        if not awaited:
+            task.index = task.extras = None
 
     def _read_again(self, task: Task) -> Index:
         """Return an index that was put away while packages were fetched."""
         return repodata.parse(unpack(self._store.index_path(task.path).read_bytes(), task.sent.form))
 
+    def _content(self, task: Task, index: Index, absent: Set[str] = frozenset(), former: Index = NOTHING) -> Content:
+        """Return what is to be served of a subdir.
+
+        Args:
+            task: the subdir.
+            index: the upstream's.
+            absent: file names of packages that are not here.
+            former: see `Content`.
+        """
+        extras = self._extras(task)
+        left_out = task.plan.excluded | absent
+        return Content(index, left_out, former, extras.current, extras.run_exports, extras.bz2)
+
+    def _extras(self, task: Task) -> Extras:
+        """Return what there is beside the index, once it has been waited for."""
+        if task.extras is None:
+            current, current_came = self._beside(task, "current_repodata.json")
+            exports, exports_came = self._beside(task, "run_exports.json")
+            task.extras = Extras(current, exports, self._has_bz2(task), current_came and exports_came)
+        return task.extras
+
     def _beside(self, task: Task, name: str) -> tuple[bytes | None, bool]:
-        """Return a file of the upstream's beside its index, and whether it failed: then ours stands in for it."""
+        """Return a file of the upstream's beside its index, and whether it came: else ours stands in for it."""
         extra = task.beside.current if name.startswith("current") else task.beside.run_exports
         try:
             data = extra.read()
@@ -279,11 +311,11 @@ class Run:
         except (FetchError, RepodataError) as error:
             self.report.fail(str(task.path), f"{task.path}/{name}: cannot be had: {error}")
         else:
-            return data, False
+            return data, True
         try:
-            return self._store.path(task.path / name).read_bytes(), True
+            return self._store.path(task.path / name).read_bytes(), False
         except FileNotFoundError:
-            return None, True
+            return None, False
 
     def _has_bz2(self, task: Task) -> bool:
         """Tell whether the upstream has the index as bzip2; where that cannot be told, it stays as it is."""
@@ -309,18 +341,22 @@ class Run:
                 self._publisher.publish(path, Content(formats.empty("noarch")))
                 log.info("%s: published empty, the upstream has none", path)
 
-    def _ask_channeldata(self, channel: PurePosixPath) -> Future[Answer]:
-        subdir = next(subdir for subdir in self._config.subdirs() if subdir.channel == channel)
-        urls = [url.rsplit("/", 1)[0] + "/channeldata.json" for url in subdir.index_urls]
-        return self._fetcher.ask(urls, optional=True)
+    def _ask_channeldata(self, channel: PurePosixPath) -> None:
+        """Ask for the channel's `channeldata.json`, once.
+
+        That is while a subdir is published of which all packages came, or else at the end, and not beside packages:
+        where an upstream has none, that answer would make a host that refuses every package look as if it did not.
+        """
+        if channel not in self._channeldata:
+            subdir = next(subdir for subdir in self._config.subdirs() if subdir.channel == channel)
+            urls = [url.rsplit("/", 1)[0] + "/channeldata.json" for url in subdir.index_urls]
+            self._channeldata[channel] = self._fetcher.ask(urls, optional=True)
 
     def _publish_channeldata(self, channels: Iterable[PurePosixPath]) -> None:
-        """Serve `channeldata.json` (CEP 38) of the channels of which something was published.
-
-        It is asked for now, and not beside the packages: where an upstream has none, that answer would make a host
-        that refuses every package look as if it did not.
-        """
-        for channel, answer in {channel: self._ask_channeldata(channel) for channel in channels}.items():
+        """Serve `channeldata.json` (CEP 38) of the channels of which something was published."""
+        for channel in channels:
+            self._ask_channeldata(channel)
+        for channel, answer in self._channeldata.items():
             subdirs = [subdir for subdir in self._config.subdirs() if subdir.channel == channel]
             files = {subdir.arch: self._store.made_path(subdir.path) for subdir in subdirs}
             names = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import email.utils
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from lanmirror_sync import repodata
 from lanmirror_sync.config import Subdir
 from lanmirror_sync.fetch import Answer, Fetcher, FetchError, MissingError, UnreachableError, Validators
 from lanmirror_sync.repodata import Index, RepodataError
+from lanmirror_sync.wire import http_date
 
 # An index that is larger than this as it is sent, or unpacked, is no index (conda-forge/linux-64 has 0.3 GiB).
 LARGEST_SENT = 1 << 29
@@ -126,6 +126,10 @@ class Extra:
         packed = fetcher.ask([f"{url}{ZST}" for url in self._urls], limit=LARGEST_SENT, optional=True)
         packed.add_done_callback(self._take_packed)
 
+    def answered(self) -> bool:
+        """Tell whether `read` returns at once."""
+        return self._found.done()
+
     def read(self) -> bytes | None:
         """Return it unpacked; None where the upstream does not have it.
 
@@ -168,6 +172,10 @@ class Beside:
         self._bz2 = fetcher.ask(
             [f"{url}/repodata.json{BZ2}" for url in subdir.index_urls], method="HEAD", optional=True
         )
+
+    def answered(self) -> bool:
+        """Tell whether nothing has to be waited for."""
+        return self._bz2.done() and self.current.answered() and self.run_exports.answered()
 
     def has_bz2(self) -> bool:
         """Tell whether the upstream has the index as bzip2; raises FetchError where it cannot be told."""
@@ -221,17 +229,10 @@ def dated_before(sent: Validators, ours: Validators) -> bool:
 
     That alone does not make it older: mirrors date a file by when they fetched it. See `newest`.
     """
-    was, now = _moment(ours.last_modified), _moment(sent.last_modified)
+    was, now = http_date(ours.last_modified), http_date(sent.last_modified)
     return was is not None and now is not None and now < was
 
 
 def newest(data: bytes) -> int:
     """Return the latest timestamp of a record of a `repodata.json`, milliseconds of Unix time; 0 if there is none."""
     return max((int(match[1]) for match in TIMESTAMP.finditer(data)), default=0)
-
-
-def _moment(date: str) -> float | None:
-    try:
-        return email.utils.parsedate_to_datetime(date).timestamp()
-    except ValueError:
-        return None

@@ -264,6 +264,19 @@ def authorities(ca_bundle: str, environ: Mapping[str, str]) -> str:
     return next((path for path in (ca_bundle, *named, *AUTHORITIES) if path and Path(path).is_file()), "")
 
 
+def http_date(text: str) -> float | None:
+    """Return the Unix time (seconds) that a date in a header names (RFC 9110, 5.6.7); None where it names none."""
+    if not text:
+        return None
+    # Loaded where there is a date: a run that finds nothing new would spend a twentieth of its time on it.
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415
+
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except ValueError:
+        return None
+
+
 def _small_buffer(descriptor: int, purpose: int) -> int:
     with socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LIMITED_BUFFER)

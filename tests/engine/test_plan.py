@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from hypothesis import given
 from hypothesis import strategies as st
-from lanmirror_sync.plan import Known, due, plan, too_many
+from lanmirror_sync.plan import Known, due, in_order, plan, too_many
 from lanmirror_sync.repodata import Package
 
 HOUR = 3600.0
@@ -92,6 +92,16 @@ def test_excluding_more_never_fetches_more(
     assert set(many.replace) <= set(few.replace)
     assert many.excluded >= few.excluded
     assert set(many.orphans) >= set(few.orphans)
+
+
+@given(some_packages(), st.integers(1, 12))
+def test_each_package_is_fetched_once_and_small_ones_first_and_last(packages: dict[str, Package], at_once: int) -> None:
+    order = in_order(list(packages.values()), at_once)
+    assert {package.file_name: package for package in order} == packages
+    assert len(order) == len(packages)
+    sizes = [package.size or 0 for package in order]
+    between = sizes[at_once:-at_once]
+    assert not between or max(sizes[:at_once] + sizes[-at_once:]) <= min(between)
 
 
 # A run: how much later it is, hours, and which files no index names then.
