@@ -419,10 +419,9 @@ def trial(bench: Bench, channel: Channel, fault: str) -> Trial:
 
 def appeared(file: Path, ended: Event) -> float:
     """Return when a file appeared (Unix time, seconds), within a twentieth of a second; infinite for never."""
-    while not file.exists():
-        if ended.wait(0.05):
-            return inf
-    return time.time()
+    while not (there := file.exists()) and not ended.wait(0.05):
+        pass
+    return time.time() if there or file.exists() else inf
 
 
 def all_scenarios(*, quick: bool) -> dict[str, Callable[[Bench], Result]]:

@@ -7,7 +7,7 @@ Data goes one way through these modules:
     repodata   one upstream index, parsed once
     installers what an upstream's installer page lists, and what of it is missing
     plan       pure: an index and what is held -> what to fetch, to replace, to leave out, to delete
-    survey     every subdir: asked for, judged, planned
+    survey     every subdir: judged, planned
     fetch      requests and downloads: tried again, from the next place, resumed
       wire     many HTTP exchanges at once (libcurl), and the rate limit
       hosts    pure: who is asked to wait, and who is given up

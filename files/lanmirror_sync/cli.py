@@ -12,14 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lanmirror_sync import status
-from lanmirror_sync.config import Config, ConfigError, load
+from lanmirror_sync.config import Config, ConfigError, Options, load
 from lanmirror_sync.fetch import Fetcher, UnreachableError
 from lanmirror_sync.memory import Memory
 from lanmirror_sync.progress import GIB, PlainProgress, TerminalProgress
 from lanmirror_sync.report import discreet
-from lanmirror_sync.store import LockedError, Store
-from lanmirror_sync.survey import Options
-from lanmirror_sync.sync import NoRoomError, Run
+from lanmirror_sync.store import LockedError, NoRoomError, Store
+from lanmirror_sync.upstream import ask
 
 EXIT_CODES = """\
 exit codes:
@@ -152,7 +151,11 @@ def _plan(config: Config, arguments: argparse.Namespace, progress: PlainProgress
     """Print what a sync would fetch: a line for each subdir, and the sum."""
     store = Store(config.working_dir)
     with Memory(store.memory_file) as memory, Fetcher(config) as fetcher:
-        run = Run(config, Options(arguments.only, dry=True), store, memory, fetcher=fetcher, progress=progress)
+        asked = ask(config, arguments.only, store, memory, fetcher)
+        from lanmirror_sync.sync import Run  # noqa: PLC0415
+
+        options = Options(arguments.only, dry=True)
+        run = Run(config, options, asked, store, memory, fetcher=fetcher, progress=progress)
         tasks, downloads = run.plan()
     total = 0
     for path, held in run.report.unchanged.items():
@@ -176,8 +179,12 @@ def _sync(config: Config, arguments: argparse.Namespace, progress: PlainProgress
     began, started = time.time(), time.monotonic()
     store.create()
     with store.locked(), Memory(store.memory_file) as memory, Fetcher(config, progress.received) as fetcher:
+        asked = ask(config, arguments.only, store, memory, fetcher)
+        # Loaded while the upstream answers.
+        from lanmirror_sync.sync import Run  # noqa: PLC0415
+
         options = Options(arguments.only, arguments.delete, arguments.accept_older)
-        run = Run(config, options, store, memory, fetcher=fetcher, progress=progress)
+        run = Run(config, options, asked, store, memory, fetcher=fetcher, progress=progress)
         report = run.report
         status.write(config, store, memory, status.Outcome(status.RUNNING, began, report))
         error, result = "it was ended from outside", status.FAILED

@@ -88,6 +88,23 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True)
+class Options:
+    """What the command line asks of a run.
+
+    Attributes:
+        only: a pattern, as in `fnmatch`, of the paths to work on, for example `pkgs/main/*`.
+        delete: whether files that no index has named for the time of grace are deleted.
+        accept_older: whether an upstream's index is published though it is older than ours.
+        dry: look only, and write nothing.
+    """
+
+    only: str = "*"
+    delete: bool = False
+    accept_older: bool = False
+    dry: bool = False
+
+
+@dataclass(frozen=True)
 class Subdir:
     """One platform of one channel.
 

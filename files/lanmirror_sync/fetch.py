@@ -208,7 +208,7 @@ class Fetcher:
     def _results(self) -> Iterator[Done | None]:
         while True:
             try:
-                done = self._done.get(timeout=0.25)
+                done = self._done.get(timeout=0.1)
             except queue.Empty:
                 yield None
                 continue

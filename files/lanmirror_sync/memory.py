@@ -28,6 +28,8 @@ CREATE TABLE IF NOT EXISTS verified (
 CREATE TABLE IF NOT EXISTS orphan (folder TEXT, name TEXT, since REAL, PRIMARY KEY (folder, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS fact (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
+# What is noted of a subdir has its path behind this as its key.
+FACT = "subdir/"
 # Of the tables; a file of another version is put aside like a damaged one.
 VERSION = 1
 FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}

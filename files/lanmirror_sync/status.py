@@ -16,10 +16,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lanmirror_sync.config import Config
-from lanmirror_sync.memory import Memory
+from lanmirror_sync.memory import FACT, Memory
 from lanmirror_sync.report import Report, discreet
 from lanmirror_sync.store import Store
-from lanmirror_sync.survey import FACT
 
 VERSION = 1
 RUN = "run"

@@ -22,6 +22,10 @@ class LockedError(Exception):
     """Another run holds the lock; the message names its process."""
 
 
+class NoRoomError(Exception):
+    """The file system has too little room; nothing was begun."""
+
+
 class Store:
     """What is served, and what this program remembers of it."""
 

@@ -1,4 +1,4 @@
-"""What is to be done: each subdir's index is asked for, judged, and compared with what is held."""
+"""What is to be done: each subdir's index is judged, and compared with what is held."""
 
 from __future__ import annotations
 
@@ -7,47 +7,28 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urljoin
 
 from lanmirror_sync import repodata
-from lanmirror_sync.config import Config, Subdir
-from lanmirror_sync.fetch import Fetcher, Validators
-from lanmirror_sync.memory import Memory, known_files
+from lanmirror_sync.config import Config, Options, Subdir
+from lanmirror_sync.fetch import Fetcher
+from lanmirror_sync.memory import FACT, Memory, known_files
 from lanmirror_sync.plan import Plan, plan
 from lanmirror_sync.publish import RECIPE, Made, stamps
 from lanmirror_sync.repodata import Index, Package, RepodataError
 from lanmirror_sync.report import Report
 from lanmirror_sync.sinks import Landed
 from lanmirror_sync.store import Store, cores, digest
-from lanmirror_sync.upstream import Beside, Candidate, Search, Sent, dated_before, newest, unpack
+from lanmirror_sync.upstream import Asked, Beside, Candidate, Search, Sent, dated_before, newest, noted, unpack
 
 # Parsed indexes of so many bytes are kept until they are published; further ones are read again.
 KEPT_BYTES = 1 << 27
 # So many files are hashed between two notes of which of them are right.
 HASHED_AT_ONCE = 10_000
-FACT = "subdir/"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asks of a run.
-
-    Attributes:
-        only: a pattern, as in `fnmatch`, of the paths to work on, for example `pkgs/main/*`.
-        delete: whether files that no index has named for the time of grace are deleted.
-        accept_older: whether an upstream's index is published though it is older than ours.
-        dry: look only, and write nothing.
-    """
-
-    only: str = "*"
-    delete: bool = False
-    accept_older: bool = False
-    dry: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,10 +96,19 @@ class Survey:
     """
 
     def __init__(
-        self, config: Config, options: Options, store: Store, memory: Memory, *, fetcher: Fetcher, report: Report
+        self,
+        config: Config,
+        options: Options,
+        asked: Sequence[Asked],
+        store: Store,
+        memory: Memory,
+        *,
+        fetcher: Fetcher,
+        report: Report,
     ) -> None:
         self._config = config
         self._options = options
+        self._asked = asked
         self._store = store
         self._memory = memory
         self._fetcher = fetcher
@@ -127,17 +117,11 @@ class Survey:
         self.unchanged: list[PurePosixPath] = []
 
     def tasks(self) -> Iterator[Task]:
-        """Ask for every subdir's index and compare it with what is held; yield those with something to do."""
-        subdirs = [subdir for subdir in self._config.subdirs() if fnmatchcase(str(subdir.path), self._options.only)]
-        self._report.asked = len(subdirs)
-        searches = []
-        for subdir in subdirs:
-            fact = self._memory.fact(f"{FACT}{subdir.path}")
-            here = fact.get("sha256") and self._store.index_path(subdir.path).exists()
-            known = _validators(fact) if here else Validators()
-            searches.append((subdir, fact, Search(self._fetcher, subdir, known, fact["sha256"] if here else "")))
-        for subdir, fact, search in searches:
-            candidate = self._candidate(subdir, fact, search)
+        """Compare every subdir's index with what is held; yield those with something to do."""
+        self._report.asked = len(self._asked)
+        for asked in self._asked:
+            subdir = asked.subdir
+            candidate = self._candidate(subdir, asked.fact, asked.search)
             if isinstance(candidate, Candidate):
                 yield self._task(subdir, candidate)
 
@@ -193,7 +177,7 @@ class Survey:
 
     def _is_older(self, path: PurePosixPath, fact: Mapping[str, Any], sent: Sent, data: bytes) -> bool:
         """Tell whether an index is older than ours: it has an earlier date, and its newest record is older too."""
-        if sent.sha256 == fact.get("sha256") or not dated_before(sent.validators, _validators(fact)):
+        if sent.sha256 == fact.get("sha256") or not dated_before(sent.validators, noted(fact)):
             return False
         try:
             ours = newest(unpack(self._store.index_path(path).read_bytes(), fact["form"]))
@@ -273,7 +257,3 @@ class Survey:
             rough, held=rough.held + held, held_bytes=rough.held_bytes + size, check=(),
             replace=(*rough.replace, *wrong),
         )  # fmt: skip
-
-
-def _validators(fact: Mapping[str, Any]) -> Validators:
-    return Validators(fact.get("url", ""), fact.get("etag", ""), fact.get("last_modified", ""))

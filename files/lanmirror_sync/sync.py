@@ -1,4 +1,4 @@
-"""A run: ask for the upstream's indexes, plan, fetch, publish, delete.
+"""A run: plan from the upstream's indexes, fetch, publish, delete.
 
 Each subdir is published as soon as its own packages are settled, whatever the others wait for. One that is
 complete, and whose index the upstream did not change, costs one conditional request.
@@ -17,19 +17,19 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lanmirror_sync import formats, repodata
-from lanmirror_sync.config import Config
+from lanmirror_sync.config import Config, Options
 from lanmirror_sync.fetch import BIG_BYTES, Answer, Done, Fetcher, FetchError, MissingError, UnreachableError
 from lanmirror_sync.installers import Installers
-from lanmirror_sync.memory import Memory
+from lanmirror_sync.memory import FACT, Memory
 from lanmirror_sync.plan import due, in_order, too_many
 from lanmirror_sync.progress import GIB
 from lanmirror_sync.publish import NOTHING, RECIPE, Content, Publisher, stamps
 from lanmirror_sync.repodata import Index, Package, RepodataError
 from lanmirror_sync.report import Progress, Report
 from lanmirror_sync.sinks import Download, Expected, Landed
-from lanmirror_sync.store import Store
-from lanmirror_sync.survey import FACT, Extras, Options, Survey, Task
-from lanmirror_sync.upstream import unpack
+from lanmirror_sync.store import NoRoomError, Store
+from lanmirror_sync.survey import Extras, Survey, Task
+from lanmirror_sync.upstream import Asked, unpack
 
 # What a killed run left half-fetched is kept for the next ones, but not for ever.
 PARTIAL_DAYS = 7
@@ -43,15 +43,19 @@ QUIET_SECONDS_PER_BYTE = 1e-7
 log = logging.getLogger(__name__)
 
 
-class NoRoomError(Exception):
-    """The file system has too little room; nothing was begun."""
-
-
 class Run:
     """One run over the configured subdirs and installers."""
 
     def __init__(
-        self, config: Config, options: Options, store: Store, memory: Memory, *, fetcher: Fetcher, progress: Progress
+        self,
+        config: Config,
+        options: Options,
+        asked: Sequence[Asked],
+        store: Store,
+        memory: Memory,
+        *,
+        fetcher: Fetcher,
+        progress: Progress,
     ) -> None:
         self._config = config
         self._options = options
@@ -63,11 +67,11 @@ class Run:
         self._publisher = Publisher(store, memory)
         self._channeldata: dict[PurePosixPath, Future[Answer]] = {}
         self.report = Report()
-        self._survey = Survey(config, options, store, memory, fetcher=fetcher, report=self.report)
+        self._survey = Survey(config, options, asked, store, memory, fetcher=fetcher, report=self.report)
         self._installers = Installers(config, store, memory, fetcher, self.report)
 
     def plan(self) -> tuple[Sequence[Task], Sequence[Download]]:
-        """Ask the upstream and say what is to be fetched; write nothing that is served.
+        """Say what is to be fetched; write nothing that is served.
 
         Raises:
             UnreachableError: no index could be asked for.

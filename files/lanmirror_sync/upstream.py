@@ -5,16 +5,20 @@ from __future__ import annotations
 import bz2
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
 
 import zstandard
 
 from lanmirror_sync import repodata
-from lanmirror_sync.config import Subdir
+from lanmirror_sync.config import Config, Subdir
 from lanmirror_sync.fetch import Answer, Fetcher, FetchError, MissingError, UnreachableError, Validators
+from lanmirror_sync.memory import FACT, Memory
 from lanmirror_sync.repodata import Index, RepodataError
+from lanmirror_sync.store import Store
 from lanmirror_sync.wire import http_date
 
 # An index that is larger than this as it is sent, or unpacked, is no index (conda-forge/linux-64 has 0.3 GiB).
@@ -114,6 +118,36 @@ class Search:
         sha256 = hashlib.sha256(answer.data).hexdigest()
         same = sha256 == self._sha256
         return Sent(form, None if same else answer.data, answer.validators, sha256)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A subdir whose index was asked for.
+
+    Attributes:
+        fact: what was noted of it.
+    """
+
+    subdir: Subdir
+    fact: Mapping[str, Any]
+    search: Search
+
+
+def ask(config: Config, only: str, store: Store, memory: Memory, fetcher: Fetcher) -> list[Asked]:
+    """Ask for the index of every subdir whose path `only` matches; the answers are for `Survey` to wait for."""
+    asked = []
+    for subdir in config.subdirs():
+        if fnmatchcase(str(subdir.path), only):
+            fact = memory.fact(f"{FACT}{subdir.path}")
+            here = fact.get("sha256") and store.index_path(subdir.path).exists()
+            known = noted(fact) if here else Validators()
+            asked.append(Asked(subdir, fact, Search(fetcher, subdir, known, fact["sha256"] if here else "")))
+    return asked
+
+
+def noted(fact: Mapping[str, Any]) -> Validators:
+    """Return the validators of the index that was published, from what was noted of a subdir."""
+    return Validators(fact.get("url", ""), fact.get("etag", ""), fact.get("last_modified", ""))
 
 
 class Extra:

@@ -20,14 +20,13 @@ from pathlib import Path, PurePosixPath
 from lanmirror_sync import proof
 from lanmirror_sync.config import Config, Subdir
 from lanmirror_sync.fetch import BIG_BYTES, Fetcher
-from lanmirror_sync.memory import Memory
+from lanmirror_sync.memory import FACT, Memory
 from lanmirror_sync.plan import PACKAGE_SUFFIXES
 from lanmirror_sync.publish import Content, Publisher
 from lanmirror_sync.repodata import RepodataError
 from lanmirror_sync.report import Progress, Report
 from lanmirror_sync.sinks import Download, Expected
 from lanmirror_sync.store import Store, cores, hasher_of
-from lanmirror_sync.survey import FACT
 from lanmirror_sync.wire import Rate
 
 ROUND = "verify"
