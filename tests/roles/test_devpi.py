@@ -90,8 +90,10 @@ def test_steps_before_devpi_have_a_port_each() -> None:
     assert re.findall(r"server 127.0.0.1:(\d+);|listen 127.0.0.1:(\d+);", site) == [
         ("4000", ""),
         ("4001", ""),
+        ("4003", ""),
         ("4002", ""),
         ("", "4001"),
+        ("", "4003"),
         ("", "4002"),
     ]
 
@@ -110,9 +112,21 @@ def test_pages_are_kept_for_mirrors_alone_and_for_as_long_as_the_variable_says()
     assert "inactive=137s" in http
 
 
+def test_who_waits_for_a_page_that_is_kept_does_not_wait_for_nginx_to_look_again() -> None:
+    site = render("devpi", "devpi-locations.conf.j2", __devpi_indexes={"root/pypi": {"type": "mirror"}})
+    assert re.findall(r"(?m)^    proxy_cache_lock_timeout (\w+);", site) == ["5ms", "1m", "1h"]
+
+
+def test_pages_that_came_together_run_out_one_after_the_other() -> None:
+    site = render("devpi", "devpi-http.conf.j2")
+    found = re.search(r"(?s)split_clients \$uri \$devpi_near_page_seconds \{(.+?)\n\}", site)
+    assert found
+    assert re.findall(r"(\S+) (\d+);", found[1]) == [("16.6%", str(n)) for n in range(5, 10)] + [("*", "10")]
+
+
 def test_files_of_the_site_stand_alone_in_the_order_in_which_they_are_checked() -> None:
     http = render("devpi", "devpi-http.conf.j2")
-    made = set(re.findall(r"map .+ \$(\w+) \{|\(\?<(\w+)>", http))
+    made = set(re.findall(r"(?:map|split_clients) .+ \$(\w+) \{|\(\?<(\w+)>", http))
     used = set(re.findall(r"\$(devpi_\w+)", http))
     assert used <= {name for pair in made for name in pair}
 
@@ -319,8 +333,8 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
         ({"devpi_mirror_url": "https://m.example.org/simple"}, ["devpi_mirror_url", '"pypi"', "custom"]),
         ({**CUSTOM, "devpi_mirror_web_url_fmt": "https://m.example.org/"}, ["devpi_mirror_web_url_fmt", "{name}"]),
         ({"devpi_mirror_no_project_list": "maybe"}, ["devpi_mirror_no_project_list", '"maybe"', "true, false"]),
-        ({"devpi_port": 80}, ["devpi_port", '"80"', "1024 to 65533"]),
-        ({"devpi_port": "http"}, ["devpi_port", '"http"', "1024 to 65533"]),
+        ({"devpi_port": 80}, ["devpi_port", '"80"', "1024 to 65532"]),
+        ({"devpi_port": "http"}, ["devpi_port", '"http"', "1024 to 65532"]),
         ({"devpi_request_timeout": 0}, ["devpi_request_timeout", '"0"', "1 to 300"]),
         ({"devpi_pages_max_stale": 60}, ["devpi_pages_max_stale", '"60"', "120 to 31536000"]),
         ({"devpi_max_upload_mib": 0}, ["devpi_max_upload_mib", '"0"']),
@@ -681,7 +695,7 @@ REPLICA = {"name": "mirror2", "role": "replica", "url": "http://192.0.2.11:80"}
 def test_replica_asks_its_primary_by_nginx() -> None:
     text = render("devpi", "devpi-server.yml.j2", devpi_role="replica", devpi_peers=[REPLICA, PRIMARY])
     settings = yaml.safe_load(text)["devpi-server"]
-    assert (settings["role"], settings["primary-url"]) == ("replica", "http://127.0.0.1:3145")
+    assert (settings["role"], settings["primary-url"]) == ("replica", "http://127.0.0.1:3146")
     assert settings["request-timeout"] == 10
     alone = yaml.safe_load(render("devpi", "devpi-server.yml.j2"))["devpi-server"]
     assert alone["role"] == "primary"
@@ -691,7 +705,7 @@ def test_replica_asks_its_primary_by_nginx() -> None:
 
 def test_nginx_takes_the_peers_for_what_devpi_does_not_answer() -> None:
     site = render("devpi", "devpi-http.conf.j2", devpi_peers=[REPLICA, PRIMARY])
-    assert "server 127.0.0.1:3144 max_fails=0 backup; # mirror2" in site
+    assert "server 127.0.0.1:3145 max_fails=0 backup; # mirror2" in site
     assert "proxy_pass https://lanmirror_devpi_peer_1;" in site
     assert site.count("proxy_ssl_verify on;") == 1
     assert "proxy_ssl_trusted_certificate /etc/devpi/peer-mirror.pem;" in site

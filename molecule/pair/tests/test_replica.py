@@ -76,10 +76,10 @@ def test_what_servers_tell_each_other_is_refused_to_workstations(workstation: An
 
 def test_changelog_needs_the_secret_as_well(servers: dict[str, Any]) -> None:
     """From the replica's own address, over its own way to the primary."""
-    asked = "http://127.0.0.1:3144/+changelog/0 -H 'X-Devpi-Expected-Primary-Id;'"
+    asked = "http://127.0.0.1:3145/+changelog/0 -H 'X-Devpi-Expected-Primary-Id;'"
     answer = run(servers["replica"], f"curl -s -o /dev/null -w '%{{http_code}}' {asked}")
     assert answer == "403"
-    assert run(servers["replica"], "curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:3144/+api") == "200"
+    assert run(servers["replica"], "curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:3145/+api") == "200"
 
 
 def test_way_between_servers_is_verified(servers: dict[str, Any]) -> None:
@@ -88,11 +88,11 @@ def test_way_between_servers_is_verified(servers: dict[str, Any]) -> None:
     kept = "/etc/devpi/peer-server.pem"
     run(replica, f"cp -p {kept} /root/peer.kept && cp /etc/lanmirror/tls/ca.pem {kept} && systemctl reload nginx")
     try:
-        wait("the refusal", 20, lambda: attempt(replica, "curl -sf http://127.0.0.1:3144/+api").rc != 0)
+        wait("the refusal", 20, lambda: attempt(replica, "curl -sf http://127.0.0.1:3145/+api").rc != 0)
         assert "certificate verify" in run(replica, "tail -n 20 /var/log/nginx/error.log")
     finally:
         run(replica, f"mv /root/peer.kept {kept} && systemctl reload nginx")
-    wait("the way back", 20, lambda: attempt(replica, "curl -sf http://127.0.0.1:3144/+api").rc == 0)
+    wait("the way back", 20, lambda: attempt(replica, "curl -sf http://127.0.0.1:3145/+api").rc == 0)
 
 
 @pytest.mark.parametrize("name", SERVERS)

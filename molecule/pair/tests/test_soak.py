@@ -17,8 +17,9 @@ FILES = PROJECT / "molecule/files"
 SERVER, WORKSTATION = container("server"), container("workstation")
 WAY_OUT = f"{SERVER}-way-out"
 PROJECTS = ["attrs", "certifi", "charset-normalizer", "idna", "numpy", "requests", "six", "urllib3"]
-# A name that nobody asked for before, in no earlier run either.
-NEVER_SEEN = f"never-seen-{time.time_ns()}"
+# Names that nobody asked for before, in no earlier run either.
+NEVER_SEEN, ASKED_AT_ONCE = (f"{name}-{time.time_ns()}" for name in ("never-seen", "asked-at-once"))
+CLIENTS = 30
 INSTALLS, KILLS = 10_000, 10
 pytestmark = pytest.mark.usefixtures("one_server")
 
@@ -175,3 +176,48 @@ def page(index: str, project: str) -> str:
         "print(answer.status, answer.read().decode())"
     )
     return on(WORKSTATION, f"python3 -c {shlex.quote(ask)}")
+
+
+def test_one_asks_for_all_who_want_the_same_page(index: str, way_out: WayOut) -> None:
+    # Neither a page that is missing nor a refusal is asked for by each: devpi is asked once for those who came within
+    # five seconds, and waits about as long for an upstream that says nothing.
+    way_out("dropped")
+    assert "TimeoutError" in way_out_ends()
+    refused = at_once(index, ASKED_AT_ONCE)
+    assert [status for status, _ in refused] == [424] * CLIENTS
+    assert 1 <= devpi_was_asked(ASKED_AT_ONCE) <= 3
+
+    way_out("open")
+    wait("the upstream", 60, lambda: page(index, NEVER_SEEN).startswith("404 "))
+    answered = at_once(index, "platformdirs")
+    assert len(answered) == CLIENTS
+    assert {status for status, _ in answered} == {200}
+    assert len(set(answered)) == 1
+    assert devpi_was_asked("platformdirs") == 1
+    # As after a night: Nginx knows none of its pages from the last hours, but has them all.
+    on(SERVER, "systemctl stop nginx && rm -r /run/lanmirror-devpi-near && systemctl start nginx")
+    assert at_once(index, "platformdirs") == answered
+
+
+def at_once(index: str, project: str) -> list[tuple[int, str]]:
+    """Return the status and the hash of a project's page, for each of many who ask at the same moment."""
+    ask = (
+        "import hashlib, json, threading, urllib.request as u, urllib.error as e\n"
+        f"start, answers = threading.Barrier({CLIENTS}), []\n"
+        "def ask():\n"
+        "    start.wait()\n"
+        f"    try: answer = u.urlopen('{index}{project}/', timeout=60)\n"
+        "    except e.HTTPError as error: answer = error\n"
+        "    answers.append((answer.status, hashlib.sha256(answer.read()).hexdigest()))\n"
+        f"clients = [threading.Thread(target=ask) for _ in range({CLIENTS})]\n"
+        "for client in clients: client.start()\n"
+        "for client in clients: client.join()\n"
+        "print(json.dumps(answers))"
+    )
+    return [(status, digest) for status, digest in json.loads(on(WORKSTATION, f"python3 -c {shlex.quote(ask)}"))]
+
+
+def devpi_was_asked(project: str) -> int:
+    """Return how often Nginx asked devpi for a project's page."""
+    journal = on(SERVER, "journalctl --unit devpi --output cat --no-pager")
+    return journal.count(f"GET /root/pypi/+simple/{project}/")
