@@ -111,7 +111,7 @@ def test_what_wrk_prints_is_read() -> None:
     )
     row = LoadRow("one", [read(output)])
     assert (row.per_second, row.p99) == (500, 0.002)
-    assert errors(row) == "3 errors"
+    assert errors(row.loads) == "3 errors"
 
 
 def test_ratio_is_that_of_the_rounds_and_nothing_where_an_answer_was_wrong() -> None:
