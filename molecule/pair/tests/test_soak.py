@@ -194,7 +194,7 @@ def test_one_asks_for_all_who_want_the_same_page(index: str, way_out: WayOut) ->
     assert {status for status, _ in answered} == {200}
     assert len(set(answered)) == 1
     assert devpi_was_asked("platformdirs") == 1
-    # As after a night: Nginx knows none of its pages from the last hours, but has them all.
+    # As after a pause: Nginx has no page in memory, and all of them on its disk.
     on(SERVER, "systemctl stop nginx && rm -r /run/lanmirror-devpi-near && systemctl start nginx")
     assert at_once(index, "platformdirs") == answered
 
