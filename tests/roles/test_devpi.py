@@ -7,6 +7,7 @@ import gzip
 import importlib.util
 import json
 import re
+import ssl
 import sys
 import threading
 import time
@@ -460,7 +461,8 @@ def starter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, list[
     mirror = SimpleNamespace(MirrorStage=type("Fresh", (Stage,), {}), normalize_name=str.lower)
     replica = SimpleNamespace(FileReplicationSharedData=type("Queue", (), {"on_import_file": None}))
     views = SimpleNamespace(PyPIView=type("View", (), {"simple_list_project": lambda view: view.response}))
-    devpi_server = SimpleNamespace(mirror=mirror, main=None, replica=replica, views=views)
+    httpclient = SimpleNamespace(HTTPClient=type("Client", (), {"async_client": None}))
+    devpi_server = SimpleNamespace(httpclient=httpclient, mirror=mirror, main=None, replica=replica, views=views)
     monkeypatch.setitem(sys.modules, "devpi_server", devpi_server)
     monkeypatch.setenv("LANMIRROR_MAX_STALE", "100")
     monkeypatch.setenv("LANMIRROR_UPSTREAMS", str(tmp_path / "upstreams.json"))
@@ -486,6 +488,58 @@ def test_starter_compresses_a_page_for_who_asks(starter: Any, accepted: str, siz
     assert view.simple_list_project() is response
     assert response.content_encoding == ("gzip" if packed else None)
     assert (gzip.decompress(response.body) if packed else response.body) == page
+
+
+def test_starter_asks_for_pages_over_connections_that_stay_open(starter: Any) -> None:
+    assert starter
+    connections: list[int] = []
+    cookies: list[str | None] = []
+
+    class Upstream(BaseHTTPRequestHandler):
+        """Sets a cookie, and closes a connection when it is asked a fourth time on it."""
+
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            connections.append(0)
+            super().setup()
+
+        def do_GET(self) -> None:
+            connections[-1] += 1
+            cookies.append(self.headers.get("Cookie"))
+            if connections[-1] == 4:
+                self.close_connection = True
+                return
+            self.send_response(200)
+            self.send_header("Set-Cookie", "who=somebody")
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"page")
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    async def pages(url: str, count: int) -> list[str]:
+        http = sys.modules["devpi_server"].httpclient.HTTPClient()
+        http.headers, http._ssl_context = {}, ssl.create_default_context()
+        found = []
+        for _ in range(count):
+            async with http.async_client() as client:
+                found.append((await client.get(url)).text)
+        await client.aclose()
+        return found
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        assert asyncio.run(pages(f"http://127.0.0.1:{httpd.server_port}/", 5)) == ["page"] * 5
+    finally:
+        httpd.shutdown()
+        thread.join()
+        httpd.server_close()
+    assert connections == [4, 2]
+    assert set(cookies) == {None}
 
 
 def test_starter_waits_as_configured_for_what_is_not_known(starter: tuple[Any, list[float]]) -> None:
