@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -15,7 +19,7 @@ import pytest
 import requests
 from conftest import INVENTORY
 from packaging.version import Version
-from test_lab import DEVPI, SITE, _answers, pip_install, run, url, wait
+from test_lab import DEVPI, SITE, _answers, address, pip_install, run, url, wait
 
 FILES = "/var/lib/devpi/+files"
 SETTINGS = "/etc/devpi/watch.ini"
@@ -111,6 +115,12 @@ def links(index: str, project: str) -> dict[str, str]:
     assert page.status_code == 200
     found = [urljoin(page.url, href) for href in re.findall(r'href="([^"]+)"', page.text)]
     return {link.partition("#")[0].rpartition("/")[2]: link for link in found}
+
+
+def status_of(index: str, project: str) -> int:
+    """Give the status of a project's page, as pip asks for it."""
+    page = url(f"/{index}/+simple/{project}/")
+    return requests.get(page, headers={"User-Agent": "pip/25"}, timeout=60).status_code
 
 
 def fetched(link: str) -> bytes:
@@ -251,13 +261,8 @@ def test_health_says_what_is_wrong(server: Any) -> None:
 
 
 def test_silent_upstream_is_a_warning(server: Any, request: pytest.FixtureRequest) -> None:
-    def ask_for(project: str) -> int:
-        return requests.get(
-            url(f"/root/pypi/+simple/{project}/"), headers={"User-Agent": "pip/25"}, timeout=60
-        ).status_code
-
     request.getfixturevalue("cut_off")
-    assert ask_for("toolz") == 424
+    assert status_of("root/pypi", "toolz") == 424
     wait("a warning", SOON, lambda: any("root/pypi does not answer" in text for text in health()[1]["warnings"]))
     assert well()
     assert figures(server)['upstream_up{index="root/pypi"}'] == 0
@@ -285,5 +290,42 @@ def test_flat_directory_of_wheels_is_an_index(workstation: Any) -> None:
         "lab_flat-1.0-py3-none-any.whl",
         "lab_flat-1.1-py3-none-any.whl",
     ]
-    assert requests.get(url("/root/wheels/+simple/unknown/"), timeout=30).status_code == 404
+    assert status_of("root/wheels", "unknown") == 404
     assert json.loads(requests.get(url("/root/wheels"), timeout=30).text)["result"]["type"] == "mirror"
+
+
+def test_refreshes_wait_for_each_other_and_share_connections_and_no_client_waits(server: Any) -> None:
+    folder = INVENTORY.parent / "upstream/anaconda/wheels"
+    many = [f"lab-many{number:03}" for number in range(300)]
+    for name in many:
+        (folder / f"{name.replace('-', '_')}-1.0-py3-none-any.whl").write_bytes(b"")
+
+    def ask_for_all() -> None:
+        with ThreadPoolExecutor(8) as clients:
+            assert set(clients.map(partial(status_of, "root/wheels"), many)) == {200}
+
+    def asked_devpi(since: float) -> list[str]:
+        """Give the names of which Nginx asked devpi for the pages, in that order."""
+        journal = run(server, f"journalctl --unit devpi --output cat --no-pager --since @{since:.0f}")
+        return re.findall(r"GET /root/wheels/\+simple/(lab-[a-z0-9]+)/", journal)
+
+    def connections() -> int:
+        """Count the server's connections to the upstream, those of the last minute among them."""
+        there = ".".join(reversed(address("upstream", "outside").split(".")))
+        known = f"{int(ip_address(there)):08X}:0050"
+        return run(server, "cat /proc/net/tcp").count(f" {known} ")
+
+    before = connections()
+    ask_for_all()
+    # devpi asks for a page of its upstream's for each, up to eight at a time.
+    assert connections() < before + 100
+
+    # What Nginx takes for fresh.
+    time.sleep(61)
+    began = float(run(server, "date +%s"))
+    ask_for_all()
+    assert status_of("root/wheels", "lab-late") == 404
+    wait("all refreshes", 60, lambda: len(asked_devpi(began)) > len(many))
+    asked = asked_devpi(began)
+    assert sorted(asked) == sorted([*many, "lab-late"])
+    assert asked.index("lab-late") < 150
