@@ -36,7 +36,7 @@ def load(per_second: int, p99: float = 0.001, wrong: int = 0) -> Load:
 def test_a_wrong_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         arguments(["nothing"])
-    assert "no scenario nothing; there are pages, files, expiry, cold, install, memory" in capsys.readouterr().err
+    assert "no scenario nothing; there are pages, lan, files, expiry, cold, install, memory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
