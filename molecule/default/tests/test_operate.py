@@ -166,7 +166,7 @@ def own_wheel(access: tuple[str, str]) -> Iterator[str]:
 
 def test_health_is_ok_and_the_units_are_kept_to_their_work(server: Any) -> None:
     wait("health", SOON, well)
-    for unit in ("devpi-watch", "devpi-evict"):
+    for unit in ("devpi", "devpi-watch", "devpi-evict"):
         score = re.search(r"exposure level for \S+: (\d+\.\d+)", run(server, f"systemd-analyze security {unit}"))
         assert score is not None
         assert float(score[1]) < 2.0

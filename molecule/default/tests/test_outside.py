@@ -1,0 +1,164 @@
+"""The PyPI cache and its upstreams: what they answer, what changes about them. After test_operate.py, on its server.
+
+The upstream is the flat directory of wheels of the index `root/wheels`, in a container of the scenario's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+from conftest import INVENTORY, Playbook
+from test_lab import DEVPI, SITE, _answers, run, url, wait
+from test_operate import FILES, access, links, status_of, wheel
+
+__all__ = ["access"]  # a fixture
+WHEELS = INVENTORY.parent / "upstream/anaconda/wheels"
+SETTINGS = "/etc/nginx/sites-enabled/default"
+CLIENTS = 20
+# Of a file on a slow way, and of what that lets through in a second, MiB.
+SIZE, SLOW = 4, 1
+AGENT = {"User-Agent": "pip/25"}
+
+Answering = Callable[[str], None]
+
+
+@pytest.fixture
+def answering(upstream: Any) -> Iterator[Answering]:
+    """Have the upstream of `root/wheels` do what a line of Nginx's says."""
+    run(upstream, f"cp {SETTINGS} /root/settings")
+
+    def change(line: str) -> None:
+        run(
+            upstream,
+            f"sed '/root /a location /anaconda/wheels {{ {line} fancyindex on; }}' /root/settings > {SETTINGS}",
+        )
+        run(upstream, "nginx -t && nginx -s reload && sleep 1")
+
+    yield change
+    run(upstream, f"cp /root/settings {SETTINGS} && nginx -s reload")
+
+
+def publish(name: str, data: bytes) -> None:
+    """Put a wheel into the directory."""
+    WHEELS.mkdir(exist_ok=True)
+    (WHEELS / f"{name.replace('-', '_')}-1.0-py3-none-any.whl").write_bytes(data)
+
+
+def downloads(upstream: Any, name: str) -> int:
+    """Count how often the upstream was asked for a wheel."""
+    log = run(upstream, "cat /var/log/nginx/access.log")
+    return log.count(f"GET /anaconda/wheels/{name.replace('-', '_')}-1.0-py3-none-any.whl ")
+
+
+def forget(server: Any) -> None:
+    """Take from Nginx the pages that it keeps, and from devpi what it knows of their age."""
+    run(server, "systemctl stop nginx && rm -rf /var/cache/lanmirror-devpi/kept /run/lanmirror-devpi-near")
+    run(server, "systemctl restart devpi && systemctl start nginx")
+    wait("devpi", 60, lambda: _answers(DEVPI))
+
+
+@pytest.mark.parametrize(
+    "answer", ["return 403;", "return 429;", "return 500;", "return 503;", "limit_rate 50;"], ids=str.split
+)
+def test_cached_projects_install_whatever_the_upstream_answers(
+    server: Any, workstation: Any, answering: Answering, answer: str
+) -> None:
+    publish("lab-cached", wheel("lab-cached", "1.0", "cached"))
+    venv = "test -x /opt/outside/bin/pip || python3 -m venv /opt/outside"
+    install = "/opt/outside/bin/pip install -q --no-cache-dir --force-reinstall"
+    run(workstation, f"{venv}; {install} --index-url {SITE}/root/wheels/+simple/ lab-cached")
+
+    answering(answer)
+    forget(server)
+    began = time.monotonic()
+    run(workstation, f"{install} --index-url {SITE}/root/wheels/+simple/ lab-cached")
+    assert time.monotonic() - began < 8
+    began = time.monotonic()
+    assert status_of("root/wheels", f"lab-unseen-{time.time_ns()}") == 424
+    assert time.monotonic() - began < 10
+
+
+def test_file_is_downloaded_once_for_all_and_for_who_goes_away(
+    server: Any, upstream: Any, answering: Answering
+) -> None:
+    data = {name: random.Random(name).randbytes(SIZE << 20) for name in ("lab-wanted", "lab-given-up")}
+    for name, content in data.items():
+        publish(name, content)
+    answering(f"limit_rate {SLOW}m;")
+    wanted, given_up = (links("root/wheels", name)[f"{name.replace('-', '_')}-1.0-py3-none-any.whl"] for name in data)
+
+    def fetch(link: str) -> str:
+        return hashlib.sha256(requests.get(link, timeout=120).content).hexdigest()
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        found = set(clients.map(fetch, [wanted] * CLIENTS))
+    assert found == {hashlib.sha256(data["lab-wanted"]).hexdigest()}
+    assert downloads(upstream, "lab-wanted") == 1
+
+    with pytest.raises(requests.RequestException):
+        requests.get(given_up, timeout=0.5)
+    stored = server.file(f"{FILES}{urlsplit(given_up).path}")
+    assert not stored.exists
+    wait("what nobody waits for", 30, lambda: stored.exists)
+    assert fetch(given_up) == hashlib.sha256(data["lab-given-up"]).hexdigest()
+    assert downloads(upstream, "lab-given-up") == 1
+
+
+def test_page_that_was_asked_for_with_credentials_is_not_kept(access: tuple[str, str]) -> None:
+    publish("lab-signed", b"")
+    page = url("/root/wheels/+simple/lab-signed/")
+    signed = requests.get(page, headers=AGENT, auth=access, timeout=30)
+    assert signed.status_code == 200
+    assert "X-Cache-Status" not in signed.headers
+    plain = [requests.get(page, headers=AGENT, timeout=30).headers["X-Cache-Status"] for _ in range(2)]
+    assert plain == ["MISS", "HIT"]
+
+
+def test_other_upstream_shows_at_once_and_undeclared_indexes_go_only_when_asked(
+    playbook: Playbook, access: tuple[str, str]
+) -> None:
+    def change(**variables: Any) -> str:
+        done = playbook("playbooks/pypi_cache.yml", "--diff", "-e", json.dumps(variables))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return " ".join((done.stdout + done.stderr).split())
+
+    def files() -> list[str]:
+        return sorted(links("root/wheels", "lab-moved"))
+
+    publish("lab-moved", b"")
+    assert files() == ["lab_moved-1.0-py3-none-any.whl"]
+    Path(f"{WHEELS}-2").mkdir(exist_ok=True)
+    Path(f"{WHEELS}-2/lab_moved-2.0-py3-none-any.whl").write_bytes(b"")
+    assert requests.put(url("/root/by-hand"), json={"type": "stage"}, auth=access, timeout=30).status_code == 200
+
+    other = {"type": "mirror", "flat": True, "mirror_url": "http://conda.upstream/anaconda/wheels-2/"}
+    assert "keeps them: root/by-hand" in change(devpi_indexes={"root/wheels": other})
+    assert files() == ["lab_moved-2.0-py3-none-any.whl"]
+    assert requests.get(url("/root/by-hand"), timeout=30).status_code == 200
+
+    change(devpi_remove_undeclared=True)
+    assert files() == ["lab_moved-1.0-py3-none-any.whl"]
+    assert requests.get(url("/root/by-hand"), timeout=30).status_code == 404
+
+
+def test_who_guesses_passwords_is_turned_away(server: Any) -> None:
+    def guess(number: int) -> int:
+        login = {"user": "root", "password": f"guess-{number}"}
+        return requests.post(url("/+login"), json=login, timeout=60).status_code
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        statuses = list(clients.map(guess, range(CLIENTS)))
+    assert set(statuses) == {401, 429}
+    assert statuses.count(429) >= CLIENTS // 3
+    assert re.search(r"limiting requests.*devpi_login", run(server, "tail -n 50 /var/log/nginx/error.log"))
