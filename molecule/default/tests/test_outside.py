@@ -89,6 +89,42 @@ def test_cached_projects_install_whatever_the_upstream_answers(
     assert time.monotonic() - began < 10
 
 
+@pytest.fixture
+def short_lived(server: Any) -> Iterator[None]:
+    """Pages that Nginx takes for fresh for a second, and that devpi and Nginx each show for a dozen more."""
+    settings, unit = "/etc/nginx/lanmirror/devpi/http.conf", "/run/systemd/system/devpi.service.d"
+    lives = "s-maxage=1, stale-while-revalidate=2, stale-if-error=12"
+    run(server, f"cp -p {settings} /root/kept && sed -i 's/s-maxage=60, .*-error=[0-9]*/{lives}/' {settings}")
+    assert run(server, f"grep -c '{lives}' {settings}") == "1\n"
+    run(server, f"mkdir -p {unit} && printf '[Service]\\nEnvironment=LANMIRROR_MAX_STALE=12\\n' > {unit}/lives.conf")
+    run(server, "systemctl daemon-reload")
+    forget(server)
+    yield
+    run(server, f"cp -p /root/kept {settings} && rm {unit}/lives.conf && systemctl daemon-reload")
+    forget(server)
+
+
+@pytest.mark.parametrize(("silent", "seconds", "status"), [("devpi", 10, 502), ("upstream", 5, 424)])
+@pytest.mark.usefixtures("short_lived")
+def test_page_is_shown_for_as_long_as_allowed_and_no_longer(
+    server: Any, answering: Answering, silent: str, seconds: int, status: int
+) -> None:
+    publish("lab-old", b"")
+    assert status_of("root/wheels", "lab-old") == 200
+    if silent == "devpi":
+        run(server, "systemctl stop devpi")
+    else:
+        answering("return 503;")
+        # devpi counts from its start, where it does not know better.
+        run(server, "systemctl restart devpi")
+        wait("devpi", 10, lambda: _answers(DEVPI))
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        assert status_of("root/wheels", "lab-old") == 200
+    # Twelve seconds, and ten in which Nginx does not look.
+    wait("the end", 25, lambda: status_of("root/wheels", "lab-old") == status)
+
+
 def test_file_is_downloaded_once_for_all_and_for_who_goes_away(
     server: Any, upstream: Any, answering: Answering
 ) -> None:
@@ -150,6 +186,11 @@ def test_other_upstream_shows_at_once_and_undeclared_indexes_go_only_when_asked(
     change(devpi_remove_undeclared=True)
     assert files() == ["lab_moved-1.0-py3-none-any.whl"]
     assert requests.get(url("/root/by-hand"), timeout=30).status_code == 404
+
+
+def test_what_is_too_large_is_refused() -> None:
+    assert requests.get(url("/root/pypi/"), headers={"X-Long": "x" * 40_000}, timeout=30).status_code == 400
+    assert requests.post(url("/+login"), data=b"x" * (2 << 20), timeout=30).status_code == 413
 
 
 def test_who_guesses_passwords_is_turned_away(server: Any) -> None:
