@@ -18,8 +18,8 @@ one with the project's links of that page.
 A page of some size is compressed here and not by Nginx, which would not know its length before it has sent it, and
 would send it in pieces ever after.
 
-Connections to an upstream stay open for the next page. devpi makes a client for each, and with it a connection: over
-a long way, two or three times the time that the page itself takes, and most of the work.
+Connections to an upstream stay open for the next page. devpi makes a client for each, and with it a connection: with
+TLS, two or three round trips before the one for the page itself.
 
 How each upstream answered last is written to the file LANMIRROR_UPSTREAMS, for lanmirror_devpi_watch.py, when it
 changes.
