@@ -20,7 +20,16 @@ import logging
 import os
 import sys
 
-from lanmirror_sync.cli import main
+OLDEST = (3, 11)
+
+if sys.version_info < OLDEST:
+    sys.stderr.write(
+        "anaconda_sync.py needs Python %d.%d or newer; this is Python %d.%d (%s)\n"  # noqa: UP031 - for the same
+        % (OLDEST + sys.version_info[:2] + (sys.executable,))
+    )
+    sys.exit(2)
+
+from lanmirror_sync.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])

@@ -22,3 +22,5 @@ Data goes one way through these modules:
     report     what a run did; `progress` shows how far it is
     cli        command line, log, exit codes
 """
+
+__version__ = "0.1.0"

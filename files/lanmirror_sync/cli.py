@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lanmirror_sync import status
+from lanmirror_sync import __version__, status
 from lanmirror_sync.config import Config, ConfigError, Options, load
 from lanmirror_sync.fetch import Fetcher, UnreachableError
 from lanmirror_sync.memory import Memory
@@ -48,6 +48,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="sync: bring the mirror up to the upstream (the default); plan: only say what that would fetch; "
         "verify: hash everything again, and hold the served indexes against what is there",
     )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"lanmirror {__version__}")
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="the YAML configuration")
     parser.add_argument("--working-dir", type=Path, metavar="DIR", help="instead of the configuration's working_dir")
     parser.add_argument(

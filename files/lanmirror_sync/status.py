@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from lanmirror_sync import __version__
 from lanmirror_sync.config import Config
 from lanmirror_sync.memory import FACT, Memory
 from lanmirror_sync.report import Report, discreet
 from lanmirror_sync.store import Store
 
-VERSION = 1
+# Of the keys of status.json: a reader may rely on those it knows as long as this stays.
+FORMAT = 1
 RUN = "run"
 RUNNING, IN_SYNC, INCOMPLETE, FAILED = "running", "in sync", "incomplete", "failed"
 UNITS = "BKMGTP"
@@ -99,7 +101,8 @@ def gather(config: Config, store: Store, memory: Memory, report: Report, run: Ma
         installers[dist] = {"held": len(sizes), "bytes": sum(sizes), "failures": report.failures.get(dist, [])}
     disk = os.statvfs(store.root)
     return {
-        "version": VERSION,
+        "format": FORMAT,
+        "version": __version__,
         "written": time.time(),
         "run": dict(run),
         "subdirs": subdirs,

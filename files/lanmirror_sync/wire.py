@@ -21,9 +21,10 @@ from pathlib import Path
 
 import pycurl
 
+from lanmirror_sync import __version__
 from lanmirror_sync.config import Config
 
-USER_AGENT = "lanmirror/1 (Conda mirror sync; libcurl)"
+USER_AGENT = f"lanmirror/{__version__} (Conda mirror sync; libcurl)"
 BUFFER = 1 << 18
 MOST_REDIRECTS = 10
 # A transfer that stays below this for `timeout_seconds` is given up: bytes a second.

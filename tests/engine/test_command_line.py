@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import os
 import pty
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lanmirror_sync import __version__
 
 from tests.engine.lab import SCRIPT, Lab
 from tests.upstream import server
@@ -239,3 +241,25 @@ def test_an_upstream_whose_listing_redirects(lab: Lab) -> None:
         lab.fault(f"*/{name}", status=302, headers={"Location": f"{other.url}/{LINUX}/{name}"})
         assert lab.sync().code == 0
     lab.check()
+
+
+def test_the_version_is_one_word_everywhere() -> None:
+    run = script("--version", capture_output=True)
+    assert run.returncode == 0
+    assert run.stdout.decode() == f"lanmirror {__version__}\n"
+
+
+def test_an_old_python_is_told_so_in_one_line(tmp_path: Path) -> None:
+    """The script says it before it imports anything that such a Python could not parse."""
+    tree = ast.parse(SCRIPT.read_text(), feature_version=(3, 4))
+    assert tree.body
+    (tmp_path / "lanmirror_sync").mkdir()
+    (tmp_path / "lanmirror_sync/__init__.py").write_text("raise SystemExit('the package was imported')")
+    (tmp_path / "anaconda_sync.py").write_text(SCRIPT.read_text())
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.version_info = (3, 9, 2, 'final', 0)\n")
+    run = subprocess.run(
+        [sys.executable, str(tmp_path / "anaconda_sync.py")],
+        check=False, capture_output=True, text=True, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert run.stderr == f"anaconda_sync.py needs Python 3.11 or newer; this is Python 3.9 ({sys.executable})\n"

@@ -7,6 +7,8 @@ import re
 import time
 from typing import Any
 
+from lanmirror_sync import __version__
+
 from tests.engine.lab import Lab
 
 LINUX = "pkgs/main/linux-64"
@@ -27,6 +29,7 @@ def test_a_run_that_went_well(lab: Lab) -> None:
     assert lab.sync().code == 0
 
     status = public(lab, "status.json")
+    assert status["version"] == __version__
     assert status["run"]["result"] == "in sync"
     subdir = status["subdirs"][LINUX]
     files = [file for file in (lab.mirror / LINUX).iterdir() if file.name.endswith((".conda", ".tar.bz2"))]
