@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import datetime
+import re
 from pathlib import Path
 
 import pytest
@@ -316,6 +317,9 @@ PATHS = {
 }
 
 
+NOWHERE = dict.fromkeys(PATHS, "")
+
+
 def test_targets_of_the_machine_and_of_users() -> None:
     machine = client.client_targets(["pip", "conda"], [], PATHS)
     assert [(t["key"], t["user"]) for t in machine] == [("/etc/pip.conf", ""), ("/etc/conda/.condarc", "")]
@@ -335,10 +339,10 @@ def files(pip: str | None, conda: str | None, problem: str = "") -> list[dict[st
 
 
 def test_plan_there_and_back() -> None:
-    there = client.client_plan(files(None, "x: 1\n"), "present", URL, ["main"], [])
+    there = client.client_plan(files(None, "x: 1\n"), dict.fromkeys(PATHS, URL), ["main"], [])
     assert all(entry["problem"] is None for entry in there.values())
     texts = [entry["content"] for entry in there.values()]
-    back = client.client_plan(files(*texts), "absent", "", [], [])
+    back = client.client_plan(files(*texts), NOWHERE, [], [])
     assert back == {
         "/etc/pip.conf": {"content": None, "problem": None},
         "/etc/conda/.condarc": {"content": "x: 1\n", "problem": None},
@@ -346,19 +350,41 @@ def test_plan_there_and_back() -> None:
 
 
 def test_plan_absent_where_nothing_is() -> None:
-    plan = client.client_plan(files(None, ""), "absent", "", [], [])
+    plan = client.client_plan(files(None, ""), NOWHERE, [], [])
     assert [entry["content"] for entry in plan.values()] == [None, ""]
 
 
 def test_plan_names_file_and_line() -> None:
-    plan = client.client_plan(files("[global]\nx\n", "a: [\n"), "present", URL, ["main"], [])
+    plan = client.client_plan(files("[global]\nx\n", "a: [\n"), dict.fromkeys(PATHS, URL), ["main"], [])
     assert plan["/etc/pip.conf"]["problem"] == "/etc/pip.conf, line 2: pip cannot read this line"
     assert str(plan["/etc/conda/.condarc"]["problem"]).startswith("/etc/conda/.condarc, line 2: it is not YAML")
 
 
 def test_plan_passes_on_why_a_file_cannot_be_read() -> None:
-    plan = client.client_plan(files(None, None, "/etc/pip.conf: denied"), "present", URL, [], [])
+    plan = client.client_plan(files(None, None, "/etc/pip.conf: denied"), dict.fromkeys(PATHS, URL), [], [])
     assert plan["/etc/pip.conf"] == {"content": None, "problem": "/etc/pip.conf: denied"}
+
+
+def test_plan_takes_out_the_half_that_is_not_there() -> None:
+    there = client.client_plan(files("[global]\n", "x: 1\n"), dict.fromkeys(PATHS, URL), ["main"], [])
+    texts = [entry["content"] for entry in there.values()]
+    half = client.client_plan(files(*texts), {"pip": "https://pypi.lab.lan", "conda": ""}, ["main"], [])
+    assert "https://pypi.lab.lan/root" in str(half["/etc/pip.conf"]["content"])
+    assert half["/etc/conda/.condarc"] == {"content": "x: 1\n", "problem": None}
+
+
+def test_addresses_of_servers_go_to_the_hosts_file() -> None:
+    ours = client.client_hosts({"pypi.lab.lan": "192.0.2.10", "conda.lab.lan": "192.0.2.11"})
+    assert ours == ["192.0.2.10 pypi.lab.lan # lanmirror", "192.0.2.11 conda.lab.lan # lanmirror"]
+    other = client.client_other_hosts(ours)
+    lines = [
+        *ours,
+        "192.0.2.9 pypi.lab.lan # lanmirror",
+        "192.0.2.12 pypi.lab.lan",
+        "192.0.2.10 pypi.lab.lan.x # lanmirror",
+    ]
+    assert [line for line in lines if re.search(other, line)] == [lines[2], lines[4]]
+    assert re.search(client.client_other_hosts([]), ours[0])
 
 
 # ---- the module --------------------------------------------------------------------------------------------
@@ -387,11 +413,11 @@ def test_tools_use_the_trust_store_where_a_root_is_given() -> None:
     assert client.pip_settings("https://mirror.lab.lan", BUNDLE)["cert"] == BUNDLE
     assert client.conda_settings("https://mirror.lab.lan", [], [], BUNDLE)["ssl_verify"] == BUNDLE
     texts = "[global]\ncert = /old.pem\n", "ssl_verify: false\n"
-    there = client.client_plan(files(*texts), "present", "https://mirror.lab.lan", [], [], ca_bundle=BUNDLE)
+    there = client.client_plan(files(*texts), dict.fromkeys(PATHS, "https://mirror.lab.lan"), [], [], ca_bundle=BUNDLE)
     new = [str(entry["content"]) for entry in there.values()]
     assert client.parse_pip(new[0])["global"]["cert"] == BUNDLE
     assert yaml.safe_load(new[1])["ssl_verify"] == BUNDLE
-    back = client.client_plan(files(*new), "absent", "", [], [])
+    back = client.client_plan(files(*new), NOWHERE, [], [])
     assert tuple(entry["content"] for entry in back.values()) == texts
 
 

@@ -351,7 +351,7 @@ def test_readme_shows_the_files_as_they_come_out(workstation: Any, server: Any) 
     [
         ({"conda_mirror_arches": ["noarch", "linux-65"]}, r"arches is 'linux-65'.*did you mean linux-64"),
         ({"conda_mirror_repos": "main"}, r"repos is 'main'.*a list"),
-        ({"lanmirror_server_url": "mirror.lan"}, r'client_server_url is "mirror\.lan".*scheme'),
+        ({"lanmirror_server_url": "mirror.lan"}, r'client_pypi_url is "mirror\.lan".*scheme'),
         ({"devpi_upstream": "custom", "devpi_mirror_url": "mirror.example.org/simple"}, r"devpi_mirror_url.*https://"),
         ({"conda_mirror_cron_minute": "61"}, r"conda_mirror_cron_minute.*61.*59"),
         ({"conda_mirror_min_free_gib": 1_000_000}, r"conda_mirror_min_free_gib is 1000000.*GiB free"),

@@ -408,8 +408,7 @@ def client_targets(
 
 def client_plan(
     files: Sequence[Mapping[str, Any]],
-    state: str,
-    server_url: str,
+    urls: Mapping[str, str],
     repos: Sequence[str],
     channels: Sequence[str],
     *,
@@ -419,8 +418,7 @@ def client_plan(
 
     Args:
         files: results of the module client_file with `state: read`, with the target as `client_target`.
-        state: present or absent.
-        server_url: see client_server_url.
+        urls: URL of each tool's server; empty: our lines are taken out.
         repos: see client_conda_repos.
         channels: see client_conda_channels.
         ca_bundle: path of the file of authorities that the tools shall use; empty for their own.
@@ -429,8 +427,8 @@ def client_plan(
         By the target's key: `content` (None: the file shall not be there) and `problem` (None: there is none).
     """
     edits: dict[str, Callable[[str | None], str]] = {
-        "pip": lambda text: apply_pip(text, pip_settings(server_url, ca_bundle)),
-        "conda": lambda text: apply_conda(text, conda_settings(server_url, repos, channels, ca_bundle)),
+        "pip": lambda text: apply_pip(text, pip_settings(urls["pip"], ca_bundle)),
+        "conda": lambda text: apply_conda(text, conda_settings(urls["conda"], repos, channels, ca_bundle)),
     }
     plan: dict[str, dict[str, str | None]] = {}
     for read in files:
@@ -438,7 +436,7 @@ def client_plan(
         content, problem = None, read.get("problem") or None
         if problem is None:
             try:
-                if state == "present":
+                if urls[target["tool"]]:
                     content = edits[target["tool"]](text)
                 elif text is not None:
                     content = remove(text)
@@ -449,9 +447,24 @@ def client_plan(
     return plan
 
 
+def client_hosts(addresses: Mapping[str, str]) -> list[str]:
+    """Give our lines of /etc/hosts, one for each name."""
+    return [f"{address} {name} # lanmirror" for name, address in addresses.items()]
+
+
+def client_other_hosts(ours: Sequence[str]) -> str:
+    """Give a regular expression for lines that an earlier run wrote and that are not among `ours`."""
+    return f"^(?!(?:{'|'.join(map(re.escape, ours))})$).*# lanmirror$" if ours else "# lanmirror$"
+
+
 class FilterModule:
     """Filters of role client."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Give the filters by name."""
-        return {"client_targets": client_targets, "client_plan": client_plan}
+        return {
+            "client_hosts": client_hosts,
+            "client_other_hosts": client_other_hosts,
+            "client_plan": client_plan,
+            "client_targets": client_targets,
+        }
