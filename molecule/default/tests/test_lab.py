@@ -8,44 +8,35 @@ import json
 import os
 import re
 import shlex
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 import zstandard
-from conftest import FILES, Playbook, container, docker, network
+from lab import (
+    DEVPI,
+    FILES,
+    SITE,
+    address,
+    answers,
+    container,
+    docker,
+    pip_install,
+    playbook,
+    run,
+    url,
+    wait,
+)
 
-SITE = "http://mirror.lan"
 CRON = "/etc/cron.d/lanmirror-conda-mirror"
 LOG = "/var/log/conda-mirror/sync.log"
-# Of devpi itself: pages of projects come from Nginx even while it is down.
-DEVPI = "/+api"
 PACKAGES = ["idna", "attrs", "requests", "numpy"]
 SUBDIRS = [
     *(f"pkgs/{repo}/{arch}" for repo in ("main", "r") for arch in ("noarch", "linux-64")),
     *(f"cloud/conda-forge/{arch}" for arch in ("noarch", "linux-64")),
 ]
 MINIFORGE = os.environ.get("LANMIRROR_MINIFORGE_URL", "")
-
-
-def run(host: Any, command: str) -> str:
-    """Run a command of the shell with nothing of the environment, and give what it printed."""
-    done = host.run(f"env -i HOME=/root PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin sh -c {shlex.quote(command)}")
-    assert done.rc == 0, f"{command}: exit code {done.rc}\n{done.stdout}\n{done.stderr}"
-    return str(done.stdout)
-
-
-def address(name: str, net: str) -> str:
-    """Give the address of a machine in the network `lan` or `outside`; this machine reaches both."""
-    template = f'{{{{(index .NetworkSettings.Networks "{network(net)}").IPAddress}}}}'
-    return docker("inspect", "--format", template, container(name))
-
-
-def url(path: str) -> str:
-    """Give the URL of a path on the server, by its address in the lab."""
-    return f"http://{address('server', 'lan')}{path}"
 
 
 def connects(host: Any, where: str) -> bool:
@@ -57,15 +48,6 @@ def get(path: str) -> requests.Response:
     answer = requests.get(url(path), timeout=30)
     assert answer.status_code == 200, f"{path}: {answer.status_code}"
     return answer
-
-
-def pip_install(workstation: Any, venv: str, packages: list[str]) -> None:
-    """Install into a new venv, without pip's cache and with no setting but the written ones."""
-    run(workstation, f"python3 -m venv --clear {venv}")
-    output = run(workstation, f"{venv}/bin/pip -v install --no-cache-dir {' '.join(packages)}")
-    urls = re.findall(r"https?://[^\s#)]+", output)
-    assert len(urls) > len(packages), output
-    assert [url for url in urls if not url.startswith(f"{SITE}/")] == []
 
 
 def conda_install(workstation: Any, name: str, channels: str, spec: str) -> list[str]:
@@ -80,13 +62,6 @@ def conda_install(workstation: Any, name: str, channels: str, spec: str) -> list
     return urls
 
 
-def wait(what: str, seconds: float, check: Any) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(1)
-
-
 # ---- PyPI -----------------------------------------------------------------------------------------------------
 
 
@@ -99,7 +74,7 @@ def test_workstation_has_no_way_out_but_the_server(workstation: Any) -> None:
 
 def test_pip_installs_through_the_cache(workstation: Any, server: Any) -> None:
     pip_install(workstation, "/opt/first", PACKAGES)
-    assert run(workstation, "/opt/first/bin/python -c 'import numpy; print(numpy.arange(4).sum())'").strip() == "6"
+    assert run(workstation, "/opt/first/bin/python -c 'import numpy; print(numpy.arange(4).sum())'") == "6"
     log = run(server, "cat /var/log/nginx/access.log")
     assert re.search(r'"GET /root/pypi/\+simple/numpy/ HTTP/1.1" 200', log)
     assert re.search(r'"GET /root/pypi/(?:\+|%2B)f/\S+/numpy-\S+\.whl HTTP/1.1" 200', log)
@@ -190,10 +165,10 @@ def test_conda_client_installs_through_the_mirror(workstation: Any, server: Any)
     assert run(workstation, "cat /opt/envs/tool/share/tool") == "tool"
 
     conda_install(workstation, "hello", "defaults", "hello")
-    assert run(workstation, "/opt/envs/hello/bin/hello") == "hello from the mirror\n"
+    assert run(workstation, "/opt/envs/hello/bin/hello") == "hello from the mirror"
     urls = conda_install(workstation, "cloud", "conda-forge", "hello")
     assert f"{SITE}/anaconda/cloud/conda-forge/linux-64/hello-2.0-0.conda" in urls
-    assert run(workstation, "/opt/envs/cloud/bin/hello") == "hello from the cloud\n"
+    assert run(workstation, "/opt/envs/cloud/bin/hello") == "hello from the cloud"
     assert "GET /anaconda/pkgs/main/linux-64/tool-2.0-0.conda" in run(server, "cat /var/log/nginx/access.log")
 
 
@@ -210,9 +185,9 @@ if MINIFORGE:
         for tool in ("conda", "mamba"):
             create = f"/opt/miniforge/bin/{tool} create -y --override-channels"
             run(workstation, f"{create} -p /opt/envs/{tool} -c defaults hello tool")
-            assert run(workstation, f"/opt/envs/{tool}/bin/hello") == "hello from the mirror\n"
+            assert run(workstation, f"/opt/envs/{tool}/bin/hello") == "hello from the mirror"
             run(workstation, f"{create} -p /opt/envs/{tool}-cloud -c conda-forge hello")
-            assert run(workstation, f"/opt/envs/{tool}-cloud/bin/hello") == "hello from the cloud\n"
+            assert run(workstation, f"/opt/envs/{tool}-cloud/bin/hello") == "hello from the cloud"
 
 
 def test_second_sync_has_nothing_to_do(server: Any) -> None:
@@ -233,22 +208,15 @@ def test_both_install_with_the_upstream_cut_off(workstation: Any, server: Any) -
     assert not connects(server, address("upstream", "outside"))
     # devpi forgets which pages are fresh, so it asks for each of them again, in vain.
     run(server, "systemctl restart devpi")
-    wait("devpi", 60, lambda: _answers(DEVPI))
+    wait("devpi", 60, lambda: answers(DEVPI))
     pip_install(workstation, "/opt/offline", PACKAGES)
-    assert run(workstation, "/opt/offline/bin/python -c 'import numpy; print(numpy.arange(4).sum())'").strip() == "6"
+    assert run(workstation, "/opt/offline/bin/python -c 'import numpy; print(numpy.arange(4).sum())'") == "6"
 
     conda_install(workstation, "offline", "defaults conda-forge", "hello ==1.0")
-    assert run(workstation, "/opt/envs/offline/bin/hello") == "hello from the mirror\n"
+    assert run(workstation, "/opt/envs/offline/bin/hello") == "hello from the mirror"
 
     assert server.run("lanmirror-conda-sync logged").rc == 5  # documented: the upstream cannot be reached
     assert "hello-1.0-0.conda" in get("/anaconda/pkgs/main/linux-64/repodata.json").text
-
-
-def _answers(path: str) -> bool:
-    try:
-        return requests.get(url(path), timeout=30).status_code == 200
-    except requests.RequestException:
-        return False
 
 
 def test_cached_projects_install_while_devpi_is_down(workstation: Any, server: Any) -> None:
@@ -257,7 +225,7 @@ def test_cached_projects_install_while_devpi_is_down(workstation: Any, server: A
         pip_install(workstation, "/opt/without-devpi", PACKAGES)
     finally:
         run(server, "systemctl start devpi")
-    wait("devpi", 60, lambda: _answers(DEVPI))
+    wait("devpi", 60, lambda: answers(DEVPI))
     run(workstation, "/opt/without-devpi/bin/python -c 'import numpy'")
 
 
@@ -265,7 +233,7 @@ def test_cached_projects_install_while_devpi_is_down(workstation: Any, server: A
 
 
 def test_root_password_of_devpi_is_nowhere_to_be_seen(server: Any) -> None:
-    password = run(server, "cat /etc/devpi/root-password").strip()
+    password = run(server, "cat /etc/devpi/root-password")
     assert len(password) >= 20
     assert server.file("/etc/devpi/root-password").mode == 0o600
     assert password not in run(server, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
@@ -280,13 +248,13 @@ def test_unit_comes_back_after_a_restart(server: Any, unit: str) -> None:
     run(server, f"systemctl restart {unit}")
     assert server.service(unit).is_running
     assert server.service(unit).is_enabled
-    wait(unit, 60, lambda: _answers(DEVPI) and _answers("/anaconda/"))
+    wait(unit, 60, lambda: answers(DEVPI) and answers("/anaconda/"))
 
 
 def test_unit_comes_back_after_a_kill(server: Any) -> None:
     before = run(server, "systemctl show --property MainPID devpi")
     run(server, "systemctl kill --signal=SIGKILL --kill-whom=main devpi")
-    wait("devpi after a kill", 60, lambda: _answers(DEVPI))
+    wait("devpi after a kill", 60, lambda: answers(DEVPI))
     assert run(server, "systemctl show --property MainPID devpi") != before
 
 
@@ -295,16 +263,16 @@ def test_all_comes_back_after_a_reboot(server: Any, workstation: Any) -> None:
     wait("systemd", 60, lambda: server.run("systemctl is-system-running").stdout.strip() == "running")
     for unit in ("devpi", "nginx", "cron"):
         assert server.service(unit).is_running, unit
-    wait("the site", 60, lambda: _answers(DEVPI))
+    wait("the site", 60, lambda: answers(DEVPI))
     pip_install(workstation, "/opt/rebooted", ["idna", "attrs"])
     conda_install(workstation, "rebooted", "defaults", "hello")
-    assert run(workstation, "/opt/envs/rebooted/bin/hello") == "hello from the mirror\n"
+    assert run(workstation, "/opt/envs/rebooted/bin/hello") == "hello from the mirror"
 
 
 # ---- the workstation's own settings ---------------------------------------------------------------------------
 
 
-def test_settings_of_the_workstation_stay_and_ours_go_again(workstation: Any, playbook: Playbook) -> None:
+def test_settings_of_the_workstation_stay_and_ours_go_again(workstation: Any) -> None:
     python = "/opt/client/bin/python -c"
     pip = run(workstation, "/opt/client/bin/pip config list")
     assert "global.timeout='20'" in pip
@@ -324,11 +292,11 @@ def test_settings_of_the_workstation_stay_and_ours_go_again(workstation: Any, pl
     assert condarc["default_channels"] == [f"{SITE}/anaconda/pkgs/main", f"{SITE}/anaconda/pkgs/r"]
 
     done = playbook("playbooks/clients.yml", "-e", "client_state=absent")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.output
     assert workstation.file("/etc/pip.conf").content == (FILES / "pip.conf").read_bytes()
     assert workstation.file("/etc/conda/.condarc").content == (FILES / "condarc").read_bytes()
     done = playbook("playbooks/clients.yml")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.output
     assert run(workstation, "/opt/client/bin/pip config list") == pip
 
 
@@ -358,13 +326,10 @@ def test_readme_shows_the_files_as_they_come_out(workstation: Any, server: Any) 
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_wrong_variable_stops_everything_before_a_host_is_touched(
-    playbook: Playbook, wrong: dict[str, Any], message: str
-) -> None:
+def test_wrong_variable_stops_everything_before_a_host_is_touched(wrong: dict[str, Any], message: str) -> None:
     done = playbook("site.yml", "-e", json.dumps(wrong))
-    output = " ".join(done.stdout.split())
-    assert done.returncode != 0
-    assert re.search(message, output), done.stdout
-    assert done.stdout.count("[ERROR]: ") + done.stderr.count("[ERROR]: ") == 1, done.stdout + done.stderr
-    assert set(re.findall(r"changed=(\d+)", done.stdout)) == {"0"}
-    assert "PLAY [PyPI cache]" not in done.stdout
+    assert done.code != 0
+    assert re.search(message, done.said), done.output
+    assert done.output.count("[ERROR]: ") == 1, done.output
+    assert set(done.changed.values()) == {0}
+    assert "PLAY [PyPI cache]" not in done.output

@@ -6,42 +6,23 @@ import hashlib
 import json
 import re
 import time
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from io import BytesIO
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 import requests
-from conftest import INVENTORY
+from lab import DEVPI, INVENTORY, SITE, address, answers, links, pip_install, run, status_of, url, wait, wheel
 from packaging.version import Version
-from test_lab import DEVPI, SITE, _answers, address, pip_install, run, url, wait
 
 FILES = "/var/lib/devpi/+files"
 SETTINGS = "/etc/devpi/watch.ini"
 METRICS = "/var/lib/devpi-watch/lanmirror_pypi.prom"
 # Of Nginx' log and of the watch, seconds: both write every five.
 SOON = 30
-
-
-def wheel(name: str, version: str, said: str) -> bytes:
-    """Build a wheel of one module."""
-    module, info = name.replace("-", "_"), f"{name.replace('-', '_')}-{version}.dist-info"
-    parts = {
-        f"{module}.py": f"said = {said!r}\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    parts[f"{info}/RECORD"] = "".join(f"{part},,\n" for part in [*parts, f"{info}/RECORD"])
-    data = BytesIO()
-    with zipfile.ZipFile(data, "w") as archive:
-        for part, text in parts.items():
-            archive.writestr(part, text)
-    return data.getvalue()
 
 
 def health() -> tuple[int, dict[str, Any]]:
@@ -109,20 +90,6 @@ def times_logged(server: Any, path: str) -> int:
     return int(run(server, f"grep -cF {path} /var/log/nginx/lanmirror-devpi.log || true"))
 
 
-def links(index: str, project: str) -> dict[str, str]:
-    """Give the URL of each file of a project, with its hash, by the file's name."""
-    page = requests.get(url(f"/{index}/+simple/{project}/"), headers={"User-Agent": "pip/25"}, timeout=60)
-    assert page.status_code == 200
-    found = [urljoin(page.url, href) for href in re.findall(r'href="([^"]+)"', page.text)]
-    return {link.partition("#")[0].rpartition("/")[2]: link for link in found}
-
-
-def status_of(index: str, project: str) -> int:
-    """Give the status of a project's page, as pip asks for it."""
-    page = url(f"/{index}/+simple/{project}/")
-    return requests.get(page, headers={"User-Agent": "pip/25"}, timeout=60).status_code
-
-
 def fetched(link: str) -> bytes:
     """Download a file, and check it by the hash in its URL."""
     plain, _, digest = link.partition("#sha256=")
@@ -136,14 +103,6 @@ def newest(project: str) -> str:
     """Give the URL of a project's newest wheel."""
     wheels = {name: link for name, link in links("root/pypi", project).items() if name.endswith(".whl")}
     return wheels[max(wheels, key=lambda name: Version(name.split("-")[1]))]
-
-
-@pytest.fixture
-def access(server: Any) -> tuple[str, str]:
-    """Log in as root; give what requests of root's are signed with."""
-    password = run(server, "cat /etc/devpi/root-password")
-    login = requests.post(url("/+login"), json={"user": "root", "password": password}, timeout=30).json()
-    return "root", str(login["result"]["password"])
 
 
 @pytest.fixture
@@ -201,7 +160,7 @@ def test_least_recently_used_is_evicted_and_fetched_again(
     assert len(cached(server)) <= 1
     assert server.file(f"{FILES}/{own_wheel}").exists
     run(server, "systemctl restart devpi")
-    wait("devpi", 60, lambda: _answers(DEVPI))
+    wait("devpi", 60, lambda: answers(DEVPI))
 
     assert len(fetched(old)) == size[0]
     wait("the file in its place", 10, lambda: cached(server).get(lost) == size[0])
@@ -269,7 +228,7 @@ def test_silent_upstream_is_a_warning(server: Any, request: pytest.FixtureReques
 
 
 def test_warning_ends_when_the_upstream_answers(server: Any) -> None:
-    wait("the upstream", 60, lambda: _answers("/root/pypi/+simple/more-itertools/"))
+    wait("the upstream", 60, lambda: answers("/root/pypi/+simple/more-itertools/"))
     wait("no warning", SOON, lambda: health() == (200, {**health()[1], "warnings": []}))
     assert figures(server)['upstream_up{index="root/pypi"}'] == 1
 
@@ -285,7 +244,7 @@ def test_flat_directory_of_wheels_is_an_index(workstation: Any) -> None:
     said = run(
         workstation, "/opt/evicted/bin/python -c 'import lab_flat, lab_other; print(lab_flat.said, lab_other.said)'"
     )
-    assert said == "two three\n"
+    assert said == "two three"
     assert sorted(links("root/wheels", "lab-flat")) == [
         "lab_flat-1.0-py3-none-any.whl",
         "lab_flat-1.1-py3-none-any.whl",

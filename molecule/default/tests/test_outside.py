@@ -18,11 +18,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from conftest import INVENTORY, Playbook
-from test_lab import DEVPI, SITE, _answers, run, url, wait
-from test_operate import FILES, access, links, status_of, wheel
+from lab import DEVPI, INVENTORY, SITE, answers, links, playbook, run, status_of, url, wait, wheel
 
-__all__ = ["access"]  # a fixture
+FILES = "/var/lib/devpi/+files"
 WHEELS = INVENTORY.parent / "upstream/anaconda/wheels"
 SETTINGS = "/etc/nginx/sites-enabled/default"
 CLIENTS = 20
@@ -65,7 +63,7 @@ def forget(server: Any) -> None:
     """Take from Nginx the pages that it keeps, and from devpi what it knows of their age."""
     run(server, "systemctl stop nginx && rm -rf /var/cache/lanmirror-devpi/kept /run/lanmirror-devpi-near")
     run(server, "systemctl restart devpi && systemctl start nginx")
-    wait("devpi", 60, lambda: _answers(DEVPI))
+    wait("devpi", 60, lambda: answers(DEVPI))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +93,7 @@ def short_lived(server: Any) -> Iterator[None]:
     settings, unit = "/etc/nginx/lanmirror/devpi/http.conf", "/run/systemd/system/devpi.service.d"
     lives = "s-maxage=1, stale-while-revalidate=2, stale-if-error=12"
     run(server, f"cp -p {settings} /root/kept && sed -i 's/s-maxage=60, .*-error=[0-9]*/{lives}/' {settings}")
-    assert run(server, f"grep -c '{lives}' {settings}") == "1\n"
+    assert run(server, f"grep -c '{lives}' {settings}") == "1"
     run(server, f"mkdir -p {unit} && printf '[Service]\\nEnvironment=LANMIRROR_MAX_STALE=12\\n' > {unit}/lives.conf")
     run(server, "systemctl daemon-reload")
     forget(server)
@@ -117,7 +115,7 @@ def test_page_is_shown_for_as_long_as_allowed_and_no_longer(
         answering("return 503;")
         # devpi counts from its start, where it does not know better.
         run(server, "systemctl restart devpi")
-        wait("devpi", 10, lambda: _answers(DEVPI))
+        wait("devpi", 10, lambda: answers(DEVPI))
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         assert status_of("root/wheels", "lab-old") == 200
@@ -161,13 +159,11 @@ def test_page_that_was_asked_for_with_credentials_is_not_kept(access: tuple[str,
     assert plain == ["MISS", "HIT"]
 
 
-def test_other_upstream_shows_at_once_and_undeclared_indexes_go_only_when_asked(
-    playbook: Playbook, access: tuple[str, str]
-) -> None:
+def test_other_upstream_shows_at_once_and_undeclared_indexes_go_only_when_asked(access: tuple[str, str]) -> None:
     def change(**variables: Any) -> str:
         done = playbook("playbooks/pypi_cache.yml", "--diff", "-e", json.dumps(variables))
-        assert done.returncode == 0, done.stdout + done.stderr
-        return " ".join((done.stdout + done.stderr).split())
+        assert done.code == 0, done.output
+        return done.said
 
     def files() -> list[str]:
         return sorted(links("root/wheels", "lab-moved"))

@@ -9,12 +9,11 @@ import hashlib
 import json
 import re
 import shlex
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pair import PROJECT, SITE, build, playbook, run
+from lab import PROJECT, SITE, Played, build, devpi_answers, playbook, run, wait
 
 PINS = (PROJECT / "roles/devpi/files/requirements.txt").read_text().strip()
 OLDER = "6.19.3"
@@ -41,7 +40,7 @@ print(json.dumps({"status": answer.status, "version": answer.headers.get("X-Devp
 """
 
 
-def on_server(name: str, **variables: Any) -> tuple[int, str]:
+def on_server(name: str, **variables: Any) -> Played:
     return playbook(name, "--limit", "server", "-e", json.dumps(variables))
 
 
@@ -103,8 +102,8 @@ def index_of_the_lab(server: Any) -> None:
 def test_backup_brings_back_what_was_deleted_since(server: Any, workstation: Any, tmp_path: Path) -> None:
     assert installs(workstation, "idna", "root/pypi")
     assert installs(workstation, "labtool==1.0")
-    code, said = on_server("playbooks/backup.yml", devpi_backup_fetch_to=str(tmp_path))
-    assert code == 0, said
+    done = on_server("playbooks/backup.yml", devpi_backup_fetch_to=str(tmp_path))
+    assert done.code == 0, done.output
     (fetched,) = tmp_path.iterdir()
     assert fetched.stat().st_mode & 0o777 == 0o600
     backup = run(server, f"ls -d {BACKUPS}/devpi-*Z | tail -n 1")
@@ -117,9 +116,9 @@ def test_backup_brings_back_what_was_deleted_since(server: Any, workstation: Any
     assert ask(server, "DELETE", "/lab/dev/labtool/1.0", auth=("alice", login(server, "alice", "changed-since-then")))
     assert releases(server) == {"2.0"}
 
-    code, said = on_server("playbooks/restore.yml", devpi_restore_from=backup)
-    assert code == 0, said
-    assert "what was there before is in /var/lib/devpi/.lanmirror-aside/" in said
+    done = on_server("playbooks/restore.yml", devpi_restore_from=backup)
+    assert done.code == 0, done.output
+    assert "what was there before is in /var/lib/devpi/.lanmirror-aside/" in done.said
     assert releases(server) == {"1.0"}
     assert login(server, "alice", PASSWORD)
     assert not login(server, "alice", "changed-since-then")
@@ -143,8 +142,9 @@ def test_bad_backup_is_refused_before_anything_changes(server: Any, spoil: str, 
     run(server, f"rm -rf /root/bad && cp -a {backup} /root/bad && {spoil} /root/bad/manifest.json")
     before = run(server, "systemctl show --property=MainPID devpi; stat -c '%i %Y' /var/lib/devpi/.sqlite")
     if "99.0.0" in spoil:
-        code, said = on_server("playbooks/restore.yml", devpi_restore_from="/root/bad")
-        assert (code, said.count("[ERROR]: ")) == (2, 1), said
+        done = on_server("playbooks/restore.yml", devpi_restore_from="/root/bad")
+        assert (done.code, done.output.count("[ERROR]: ")) == (2, 1), done.output
+        said = done.said
         assert "playbooks/upgrade.yml" in said
     else:
         done = server.run("lanmirror-devpi restore /root/bad")
@@ -171,19 +171,16 @@ def older(server: Any) -> None:
         systemctl stop devpi && printf 3 > /var/lib/devpi/.serverversion && ln -sfn {old} /opt/devpi/current
         systemctl start devpi""",
     )
-    deadline = time.monotonic() + 60
-    while server.run(f"python3 -c 'import urllib.request as u; u.urlopen(\"{DEVPI}/+api\")'").rc:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    wait("devpi", 60, lambda: devpi_answers(server))
     assert ask(server, "GET", "/+api")["version"] == OLDER
 
 
 @pytest.mark.usefixtures("older")
 def test_site_does_not_upgrade_in_passing(server: Any) -> None:
-    code, said = on_server("playbooks/preflight.yml")
-    assert code != 0
-    assert "runs devpi from /opt/devpi/older" in said
-    assert "playbooks/upgrade.yml" in said
+    done = on_server("playbooks/preflight.yml")
+    assert done.code != 0
+    assert "runs devpi from /opt/devpi/older" in done.said
+    assert "playbooks/upgrade.yml" in done.said
 
 
 @pytest.mark.usefixtures("older")
@@ -194,10 +191,10 @@ def test_upgrade_that_fails_leaves_the_old_devpi_serving(server: Any, workstatio
     main = f"{broken}/lib/python3*/site-packages/devpi_server/main.py"
     run(server, f"""printf 'def wsgi_run(*_):\\n    raise RuntimeError("broken on purpose")\\n' | tee -a {main}""")
     unit = run(server, "sha256sum /etc/systemd/system/devpi.service /etc/devpi/* /var/lib/devpi/.serverversion")
-    code, said = on_server("playbooks/upgrade.yml", __devpi_requirements=pins, devpi_request_timeout=7)
-    assert code != 0
-    assert re.search(r"it fell over \d times: RuntimeError: broken on purpose", said), said
-    assert f"devpi-server {OLDER} serves again" in said
+    done = on_server("playbooks/upgrade.yml", __devpi_requirements=pins, devpi_request_timeout=7)
+    assert done.code != 0
+    assert re.search(r"it fell over \d times: RuntimeError: broken on purpose", done.said), done.output
+    assert f"devpi-server {OLDER} serves again" in done.said
     assert ask(server, "GET", "/+api")["version"] == OLDER
     assert run(server, "sha256sum /etc/systemd/system/devpi.service /etc/devpi/* /var/lib/devpi/.serverversion") == unit
     assert releases(server) == {"1.0"}
@@ -209,11 +206,11 @@ def test_upgrade_that_fails_leaves_the_old_devpi_serving(server: Any, workstatio
 def test_upgrade_exports_and_imports_and_keeps_the_cache(server: Any, workstation: Any) -> None:
     before = run(server, "cd /var/lib/devpi/+files && find . -type f | sort")
     assert "idna-" in before
-    code, said = on_server("playbooks/upgrade.yml")
-    assert code == 0, said
+    done = on_server("playbooks/upgrade.yml")
+    assert done.code == 0, done.output
     pinned = re.search(r"devpi-server==(\S+)", PINS)
     assert pinned
-    assert f"devpi-server {OLDER} to {pinned[1]}, database 3 exported and imported as 4" in said
+    assert f"devpi-server {OLDER} to {pinned[1]}, database 3 exported and imported as 4" in done.said
     assert ask(server, "GET", "/+api")["version"] == pinned[1]
     assert run(server, "cd /var/lib/devpi/+files && find . -type f | sort") == before
     assert login(server, "alice", PASSWORD)
@@ -232,13 +229,13 @@ def test_rotation_ends_old_passwords_and_old_logins(server: Any) -> None:
     tokens = {"root": login(server, "root", old), "alice": login(server, "alice", PASSWORD)}
     for user, token in tokens.items():
         assert ask(server, "GET", "/+api", auth=(user, token))["json"]["result"]["authstatus"][0] == "ok"
-    code, said = on_server(
+    done = on_server(
         "playbooks/rotate_passwords.yml", devpi_users=[{"name": "lab"}, {"name": "alice", "password": "alices-second"}]
     )
-    assert code == 0, said
+    assert done.code == 0, done.output
     new = root_password(server)
     assert new != old
-    assert new not in said
+    assert new not in done.said
     assert login(server, "root", new)
     assert login(server, "alice", "alices-second")
     assert not login(server, "root", old)

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from pair import SERVERS, SITE, build, installed, run, upload, wait
+from lab import SERVERS, SITE, build, installed, run, upload, wait
 
 
 @pytest.mark.parametrize("tool", ["twine", "uv"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from pair import INVENTORY, answers, attempt, build, get, installed, playbook, run, status, upload, wait
+from lab import INVENTORY, attempt, build, devpi_answers, devpi_status, get, installed, playbook, run, upload, wait
 
 pytestmark = pytest.mark.usefixtures("one_server")
 
@@ -28,40 +27,40 @@ def inventory(folder: Path, primary: str, *replicas: str) -> Path:
 
 def test_primary_is_not_made_a_replica_of_its_own(server: Any, replica: Any, tmp_path: Path) -> None:
     """Who swaps the two would lose what the primary has: refused before anything changes, with the fix."""
-    code, said = playbook("site.yml", inventory=inventory(tmp_path, "replica", "server"))
-    assert code != 0
-    assert 'devpi_role is "replica", but server has been a primary so far' in said
-    assert "mv /var/lib/devpi /var/lib/devpi.old" in said
-    assert set(re.findall(r"changed=(\d+)", said)) == {"0"}
-    assert status(server)["role"] == "MASTER"
+    done = playbook("site.yml", inventory=inventory(tmp_path, "replica", "server"))
+    assert done.code != 0
+    assert 'devpi_role is "replica", but server has been a primary so far' in done.said
+    assert "mv /var/lib/devpi /var/lib/devpi.old" in done.said
+    assert set(done.changed.values()) == {0}
+    assert devpi_status(server)["role"] == "MASTER"
     assert attempt(replica, "systemctl is-active devpi").rc != 0
 
 
 def test_replica_takes_the_place_of_a_lost_primary(server: Any, replica: Any, workstation: Any, tmp_path: Path) -> None:
     run(server, "systemctl stop nginx devpi")
-    code, said = playbook("playbooks/pypi_cache.yml", inventory=inventory(tmp_path, "replica"))
-    assert code == 0, said
-    assert status(replica)["role"] == "MASTER"
+    done = playbook("playbooks/pypi_cache.yml", inventory=inventory(tmp_path, "replica"))
+    assert done.code == 0, done.output
+    assert devpi_status(replica)["role"] == "MASTER"
     # What was uploaded before either was lost, and the users with their passwords.
     assert installed(workstation, "replica", "copied") == "1.0"
     done = upload(workstation, "twine", "https://replica/lab/dev/", build(workstation, "afterwards", "1.0"))
     assert done.rc == 0, done.stdout + done.stderr
     assert installed(workstation, "replica", "afterwards") == "1.0"
     assert get(workstation, "https://replica/root/pypi/+simple/idna/")[0] == 200
-    code, said = playbook("playbooks/pypi_cache.yml", inventory=inventory(tmp_path / "again", "replica"))
-    assert code == 0, said
-    assert set(re.findall(r"changed=(\d+)", said)) == {"0"}
+    done = playbook("playbooks/pypi_cache.yml", inventory=inventory(tmp_path / "again", "replica"))
+    assert done.code == 0, done.output
+    assert set(done.changed.values()) == {0}
 
 
 def test_machine_that_comes_back_follows_it(server: Any, replica: Any, workstation: Any, tmp_path: Path) -> None:
     run(server, "mv /var/lib/devpi /var/lib/devpi.old")
-    code, said = playbook("playbooks/pypi_cache.yml", inventory=inventory(tmp_path, "replica", "server"))
-    assert code == 0, said
-    assert status(server)["role"] == "REPLICA"
-    wait("the replica in sync", 60, lambda: status(server)["replica-in-sync-at"] is not None)
+    done = playbook("playbooks/pypi_cache.yml", inventory=inventory(tmp_path, "replica", "server"))
+    assert done.code == 0, done.output
+    assert devpi_status(server)["role"] == "REPLICA"
+    wait("the replica in sync", 60, lambda: devpi_status(server)["replica-in-sync-at"] is not None)
     run(replica, "systemctl stop nginx devpi")
     try:
         assert installed(workstation, "server", "afterwards") == "1.0"
     finally:
         run(replica, "systemctl start nginx devpi")
-        wait("devpi after its start", 60, lambda: answers(replica))
+        wait("devpi after its start", 60, lambda: devpi_answers(replica))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pair import CA, SERVERS, SITE, answers, attempt, container, docker, get, run, status, wait
+from lab import CA, SERVERS, SITE, attempt, container, devpi_answers, devpi_status, docker, get, run, wait
 
 LOAD = Path(__file__).parent / "load.py"
 CACHED = ["idna", "attrs", "six"]
@@ -42,16 +42,16 @@ def stopped(host: Any, unit: str) -> Iterator[None]:
         yield
     finally:
         run(host, f"systemctl start {unit}")
-        wait(f"{unit} after its start", 60, lambda: answers(host))
+        wait(f"{unit} after its start", 60, lambda: devpi_answers(host))
 
 
 def test_replica_follows_and_has_the_files(workstation: Any, servers: dict[str, Any]) -> None:
     install(workstation, "https://server/root/pypi/+simple/", CACHED)
     wait("the files on the replica", 60, lambda: stored(servers["server"]) <= stored(servers["replica"]))
     assert {name.partition("-")[0] for name in stored(servers["replica"])} >= set(CACHED)
-    wait("the replica in sync", 60, lambda: status(servers["replica"])["replica-in-sync-at"] is not None)
-    assert status(servers["replica"])["replication-errors"] == {}
-    polling = status(servers["server"])["polling_replicas"].values()
+    wait("the replica in sync", 60, lambda: devpi_status(servers["replica"])["replica-in-sync-at"] is not None)
+    assert devpi_status(servers["replica"])["replication-errors"] == {}
+    polling = devpi_status(servers["server"])["polling_replicas"].values()
     assert len(polling) == 1
 
 
@@ -119,7 +119,7 @@ def test_replica_serves_alone_what_only_the_primary_was_asked_for(workstation: A
         install(workstation, f"{SITE}/root/pypi/+simple/", CACHED)
     finally:
         run(servers["server"], "systemctl start devpi nginx")
-        wait("devpi after its start", 60, lambda: answers(servers["server"]))
+        wait("devpi after its start", 60, lambda: devpi_answers(servers["server"]))
 
 
 def test_neither_asks_in_a_circle_when_both_are_down(workstation: Any, servers: dict[str, Any]) -> None:
@@ -158,7 +158,7 @@ def test_no_request_fails_while_either_devpi_is_killed(workstation: Any, servers
             for name in SERVERS:
                 run(servers[name], "systemctl kill --signal=SIGKILL --kill-whom=main devpi")
                 install(workstation, f"https://{name}/lab/dev/+simple/", ["idna"])
-                wait(f"devpi of {name} after a kill", 60, partial(answers, servers[name]))
+                wait(f"devpi of {name} after a kill", 60, partial(devpi_answers, servers[name]))
         for name in SERVERS:
             with stopped(servers[name], "devpi"):
                 time.sleep(5)

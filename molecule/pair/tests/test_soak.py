@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from pair import PROJECT, container, docker, wait
+from lab import FILES, container, docker, wait
 
-FILES = PROJECT / "molecule/files"
 SERVER, WORKSTATION = container("server"), container("workstation")
 WAY_OUT = f"{SERVER}-way-out"
 PROJECTS = ["attrs", "certifi", "charset-normalizer", "idna", "numpy", "requests", "six", "urllib3"]

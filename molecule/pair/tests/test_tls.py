@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pair import CA, SERVERS, SITE, attempt, get, run
+from lab import CA, SERVERS, SITE, attempt, get, run
 
 
 def test_pip_installs_by_https_with_the_written_settings(workstation: Any) -> None:
