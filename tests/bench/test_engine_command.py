@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import channels, scenarios, tools
-from bench.engine_command import arguments
-from bench.report import Result, Row, at_least, at_most
-from bench.tools import Cost, Job
+from bench.common.cost import Cost
+from bench.common.report import Result, Row, at_least, at_most
+from bench.engine import channels, scenarios, tools
+from bench.engine.command import arguments
+from bench.engine.tools import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import pypi_servers, pypi_upstream
-from bench.load import Load, LoadRow, read
-from bench.pypi_command import arguments
-from bench.pypi_scenarios import Answer, ColdRow, errors, files_in, ratio, wrong_page
-from bench.pypi_upstream import HTML, JSON, LARGE, SMALL, Upstream
-from bench.report import Result
+from bench.common.report import Result
+from bench.pypi import servers
+from bench.pypi.command import arguments
+from bench.pypi.load import Load, LoadRow, read
+from bench.pypi.scenarios import Answer, ColdRow, errors, files_in, ratio, wrong_page
+from bench.pypi.upstream import HTML, JSON, LARGE, SMALL, Upstream, make
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
         "charset_normalizer-3.0-py3-none-any.whl",
     ):
         (folder / "wheels" / name).write_bytes(name.encode())
-    return pypi_upstream.make(folder / "made", folder / "wheels", 2, ["cold0"])
+    return make(folder / "made", folder / "wheels", 2, ["cold0"])
 
 
 def load(per_second: int, p99: float = 0.001, wrong: int = 0) -> Load:
@@ -91,7 +91,7 @@ def test_a_file_is_found_on_a_page_wherever_its_link_leads() -> None:
 
 
 def test_site_has_the_roles_files_and_none_of_the_machines_paths(tmp_path: Path) -> None:
-    files = pypi_servers.site_files(
+    files = servers.site_files(
         tmp_path, devpi_data_dir=str(tmp_path / "data"), __devpi_cache_dir=str(tmp_path / "cache")
     )
     text = "\n".join(files.values())

@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench import lab
-from bench.report import Result
+from bench.common import lab
+from bench.common.report import Result
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WORK = Path("/var/tmp/lanmirror-bench")  # Not /tmp, which may be memory: a disk is part of what is measured.
 LOCK = Path("/run/lanmirror-bench.lock")
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from statistics import median
 from threading import Event
 
-from bench import channels, tools
-from bench.channels import CHANNEL, SUBDIR, Channel
-from bench.lab import FAULTS, VICTIM, Lab
-from bench.report import MIB, Bar, Result, Row, at_least, at_most
-from bench.tools import Cost, Job, Tool
+from bench.common.cost import LIMIT_SECONDS, Cost, measure, problem
+from bench.common.lab import FAULTS, VICTIM, Lab
+from bench.common.report import MIB, Bar, Result, Row, at_least, at_most
+from bench.engine import channels, tools
+from bench.engine.channels import CHANNEL, SUBDIR, Channel
+from bench.engine.tools import Job, Tool
 
 ENGINE_SUBDIR = Path("cloud", CHANNEL, SUBDIR)
 # A run that is stuck longer than this is said to be stuck, and ended.
@@ -61,11 +62,11 @@ class Bench:
         """Remove what runs left."""
         shutil.rmtree(self.folder / ASIDE, ignore_errors=True)
 
-    def run(self, tool: Tool, job: Job, *, far: bool, limit: float = tools.LIMIT_SECONDS) -> Cost:
+    def run(self, tool: Tool, job: Job, *, far: bool, limit: float = LIMIT_SECONDS) -> Cost:
         """Run a tool once, after what others wrote has reached the disk."""
         os.sync()
         namespace, _ = self.lab.place(far=far)
-        return tools.measure(tool.command(job), self.lab.link.command(namespace), job.scratch, limit)
+        return measure(tool.command(job), self.lab.link.command(namespace), job.scratch, limit)
 
     def job(self, name: str, channel: Channel, *, far: bool, jobs: int, listed: bool = True, prefix: str = "") -> Job:
         """Return the job of bringing a channel to a folder of that name."""
@@ -118,13 +119,6 @@ def clear(job: Job) -> None:
             aside = folder.parent / ASIDE
             aside.mkdir(exist_ok=True)
             folder.rename(aside / str(len([*aside.iterdir()])))
-
-
-def problem(cost: Cost) -> str:
-    """Return what is wrong with how a run ended."""
-    if cost.late:
-        return f"ended after {cost.seconds:.0f} s"
-    return f"exit code {cost.code}" if cost.code else ""
 
 
 def incomplete(folder: Path, channel: Channel) -> str:

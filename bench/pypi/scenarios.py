@@ -19,12 +19,14 @@ from pathlib import Path
 from statistics import median
 from urllib.parse import urljoin, urlsplit
 
-from bench import load, measure, pypi_upstream, tools
-from bench.load import Load, LoadRow
-from bench.pypi_servers import ALONE, OURS, PROXPI_NAME, STATIC, STATIC_URL, Server, plain_environment
-from bench.pypi_upstream import ACCEPT, HTML, JSON, LARGE, SMALL, Upstream
-from bench.report import MIB, Bar, Result, Row, at_least, at_most, label
-from bench.scenarios import problem
+from bench.common import measure
+from bench.common.cost import Cost, problem
+from bench.common.cost import measure as cost_of
+from bench.common.report import MIB, Bar, Result, Row, at_least, at_most, label
+from bench.pypi import load
+from bench.pypi.load import Load, LoadRow
+from bench.pypi.servers import ALONE, OURS, PROXPI_NAME, STATIC, STATIC_URL, Server, plain_environment
+from bench.pypi.upstream import ACCEPT, HTML, JSON, LARGE, SLOW, SMALL, URL, Upstream
 
 OK = HTTPStatus.OK
 # What an installer says it is: devpi gives others another page.
@@ -410,7 +412,7 @@ def cold(bench: Bench) -> Result:
     mine = rows[0]
     bar = Bar("exactly 1 download", f"{mine.downloads}", mine.downloads == 1 and not mine.wrong)
     size = wheel.size / MIB
-    note = f"The upstream sends {pypi_upstream.SLOW / MIB:.0f} MiB a second on each connection."
+    note = f"The upstream sends {SLOW / MIB:.0f} MiB a second on each connection."
     return Result(f"{COLD_CLIENTS} clients at once for one new wheel of {size:.0f} MiB", rows, [bar], [note])
 
 
@@ -419,10 +421,10 @@ def cold(bench: Bench) -> Result:
 
 def install(bench: Bench) -> Result:
     """Install real packages with pip and uv, from nothing, through each server and straight from the upstream."""
-    direct = Server("direct", f"{pypi_upstream.URL}/simple/", ())
+    direct = Server("direct", f"{URL}/simple/", ())
     places = [direct, *bench.servers.values()]
     target = bench.scratch / "installed"
-    costs: dict[str, list[tools.Cost]] = {}
+    costs: dict[str, list[Cost]] = {}
     wrong: dict[str, str] = {}
     python = bench.work / "uv/bin/python"
     for _ in range(bench.rounds):
@@ -438,7 +440,7 @@ def install(bench: Bench) -> Result:
                     command += ["--python", str(python)]
                 command += ["--target", str(target), "--index-url", server.index, *PACKAGES]
                 plain = ["env", "-i", *(f"{key}={value}" for key, value in plain_environment().items())]
-                cost = tools.measure([*plain, *command], [], bench.scratch / "install", limit=120)
+                cost = cost_of([*plain, *command], [], bench.scratch / "install", limit=120)
                 costs.setdefault(name, []).append(cost)
                 there = {path.name for path in target.iterdir()} if target.is_dir() else set()
                 missing = {"attr", "idna", "numpy", "requests", "six.py", "urllib3"} - there

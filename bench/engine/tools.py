@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.channels import CHANNEL, SUBDIR
+from bench.engine.channels import CHANNEL, SUBDIR
 
 # The newest on PyPI. Pinned, so that figures of two days compare.
 CONDA_MIRROR = "conda-mirror==0.10.0"
 DEBIAN = {"aria2c": "aria2", "curl": "curl", "nginx": "nginx-light", "ip": "iproute2", "sha256sum": "coreutils"}
-# A run that takes longer is ended, and counts as failed.
-LIMIT_SECONDS = 1800
 
 
 @dataclass(frozen=True)
@@ -67,36 +65,6 @@ class Tool:
     name: str
     command: Callable[[Job], list[str]]
     mirror: bool = False
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one run took; see `bench/measure.py`."""
-
-    code: int
-    late: bool
-    began: float
-    seconds: float
-    cpu_seconds: float
-    peak_bytes: int
-
-
-def measure(command: Sequence[str], place: Sequence[str], scratch: Path, limit: float = LIMIT_SECONDS) -> Cost:
-    """Run a command and return what it took; what it printed is in `scratch/output`.
-
-    Args:
-        command: the command.
-        place: what goes before it, so that it runs in a namespace.
-        scratch: where the output and the result go.
-        limit: in seconds.
-    """
-    scratch.mkdir(parents=True, exist_ok=True)
-    result = scratch / "cost.json"
-    launcher = Path(__file__).with_name("measure.py")
-    with (scratch / "output").open("wb") as output:
-        whole = [*place, sys.executable, "-I", "-S", str(launcher), str(result), str(limit), *command]
-        subprocess.run(whole, stdout=output, stderr=subprocess.STDOUT, check=True)
-    return Cost(**json.loads(result.read_bytes()))
 
 
 def engine(script: Path) -> Tool:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import pypi_upstream
-from bench.command import ROOT
-from bench.pypi_upstream import Upstream
+from bench.common.command import ROOT
+from bench.pypi.upstream import URL as UPSTREAM_URL
+from bench.pypi.upstream import Upstream
 from roles.devpi.library.devpi_indexes import Devpi
 from tests.roles.render import evaluate, render
 
@@ -195,7 +195,7 @@ def ours(work: Path, folder: Path, static: Path, *, pages_fresh: int) -> Iterato
     variables: dict[str, Any] = {
         "devpi_data_dir": str(data),
         "devpi_upstream": "custom",
-        "devpi_mirror_url": f"{pypi_upstream.URL}/simple/",
+        "devpi_mirror_url": f"{UPSTREAM_URL}/simple/",
         "devpi_mirror_cache_expiry": CACHE_EXPIRY,
         "devpi_mirror_no_project_list": True,
         "__devpi_secret_file": str(folder / "secret"),
@@ -233,7 +233,7 @@ def devpi(work: Path, folder: Path) -> Iterator[Server]:
     _init(work, options)
     start = [str(work / "devpi/bin/devpi-server"), *options, "--port", "3150"]
     with running(ALONE, start, folder / "devpi.log", plain_environment()) as server:
-        _declare(url, {"devpi_upstream": "custom", "devpi_mirror_url": f"{pypi_upstream.URL}/simple/"})
+        _declare(url, {"devpi_upstream": "custom", "devpi_mirror_url": f"{UPSTREAM_URL}/simple/"})
         yield Server(ALONE, f"{url}/{INDEX}/+simple/", (server,))
 
 
@@ -259,9 +259,7 @@ def proxpi(work: Path, folder: Path) -> Iterator[Server]:
     folder.mkdir(parents=True)
     url = "http://127.0.0.1:5000"
     command = [str(work / "proxpi/bin/gunicorn"), "--preload", "--threads", "2", "--bind", "127.0.0.1:5000"]
-    environment = plain_environment(
-        PROXPI_INDEX_URL=f"{pypi_upstream.URL}/simple/", PROXPI_CACHE_DIR=str(folder / "cache")
-    )
+    environment = plain_environment(PROXPI_INDEX_URL=f"{UPSTREAM_URL}/simple/", PROXPI_CACHE_DIR=str(folder / "cache"))
     log = folder / "proxpi.log"
     access = ["--access-logfile", "-"]
     with running(PROXPI_NAME, [*command, *access, "proxpi.server:app"], log, environment) as process:
@@ -275,7 +273,7 @@ def all_servers(work: Path, upstream: Upstream, static: Path, *, pages_fresh: in
     folder = work / "servers"
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(plain_nginx(upstream.folder, upstream.nginx, pypi_upstream.URL))
+        stack.enter_context(plain_nginx(upstream.folder, upstream.nginx, UPSTREAM_URL))
         alone = stack.enter_context(devpi(work, folder / "devpi"))
         servers = [
             stack.enter_context(ours(work, folder / "ours", static, pages_fresh=pages_fresh)),

@@ -1,4 +1,4 @@
-"""The command line of `bench/engine`."""
+"""The command line of `python3 -m bench.engine`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import channels, command, lab, tools
-from bench.report import Result, Row
-from bench.scenarios import Bench, all_scenarios
-from bench.tools import Tool
+from bench.common import command, lab
+from bench.common.report import Result, Row
+from bench.engine import channels, tools
+from bench.engine.scenarios import Bench, all_scenarios
+from bench.engine.tools import Tool
 
 ROUND_TRIP = 0.06
 LINK = "link"
@@ -20,7 +21,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     names = [LINK, *all_scenarios(quick=False)]
     parser = command.parser(
-        "bench/engine",
+        "python3 -m bench.engine",
         "Measure the sync engine beside its peers, and print what came out as Markdown. Needs root, for "
         "network namespaces; installs the Debian packages it misses; all traffic stays on this machine.",
         names,
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
                 print(f"{name}:", flush=True)
                 results.append(scenarios[name](bench))
             bench.end()
-    typed, commit = command.made_by("bench/engine", options, options.engine)
+    typed, commit = command.made_by("python3 -m bench.engine", options, options.engine)
     how = [
         f"Made by `{typed}`, {command.today()}, engine at commit {commit}. Medians of runs in turn,",
         "on one machine, which serves, fetches and holds the packets back at once. Figures of two runs do not",

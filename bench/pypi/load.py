@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from bench.report import label, spread
+from bench.common.report import label, spread
 
 DEBIAN = {"wrk": "wrk"}
 THREADS = 2

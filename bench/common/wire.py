@@ -8,7 +8,7 @@ The devices take and give TCP segments as the kernel has them before it cuts the
 `TUN_F_TSO4`, as a virtual machine's network card), so that the process has ten times fewer to carry; what TCP counts
 in, the segment of 1,460 bytes, stays.
 
-    python bench/wire.py NAME NAMESPACE ADDRESS NAMESPACE ADDRESS SECONDS
+    python bench/common/wire.py NAME NAMESPACE ADDRESS NAMESPACE ADDRESS SECONDS
 """
 
 from __future__ import annotations

@@ -7,17 +7,17 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-PYTHON = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "python"
+PYTHON = Path(__file__).resolve().parents[2] / ".venv" / "bin" / "python"
 
 
-def start(module: str) -> int:
-    """Run the `main` of a module with the command line's arguments, in .venv where this Python lacks something."""
+def start(package: str) -> int:
+    """Run a package's `command.main` with this command line, in .venv where this Python lacks a requirement."""
     try:
-        command = import_module(module)
+        command = import_module(f"{package}.command")
     except ModuleNotFoundError as error:
         if not PYTHON.exists() or Path(sys.prefix) == PYTHON.parent.parent:
             raise SystemExit(
                 f"{error}; `make unit` makes the environment that this needs, {PYTHON.parent.parent}"
             ) from error
-        os.execv(PYTHON, [str(PYTHON), *sys.argv])
+        os.execv(PYTHON, [str(PYTHON), "-m", package, *sys.argv[1:]])
     return int(command.main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Run a command and write down what it cost: `python bench/measure.py RESULT SECONDS COMMAND...`.
+"""Run a command and write down what it cost: `python bench/common/measure.py RESULT SECONDS COMMAND...`.
 
 A small process of its own, since the kernel counts the memory of the parent into the peak of a child that was
 forked from it (`ru_maxrss` survives `execve`; getrusage(2)): that floor is this program's 10 MB, not the

@@ -1,4 +1,4 @@
-"""The command line of `bench/pypi`."""
+"""The command line of `python3 -m bench.pypi`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from bench import command, lab, load, pypi_servers, pypi_upstream
-from bench.pypi_scenarios import Bench, all_scenarios, warm
+from bench.common import command, lab
+from bench.pypi import load, servers, upstream
+from bench.pypi.scenarios import Bench, all_scenarios, warm
 
 DEBIAN = {"nginx": "nginx-light", "ip": "iproute2", "unshare": "util-linux"} | load.DEBIAN
 # Set for the process that measures: it has a network of its own.
@@ -24,7 +25,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     names = list(all_scenarios())
     parser = command.parser(
-        "bench/pypi",
+        "python3 -m bench.pypi",
         "Measure the PyPI cache, as its role sets it up, beside devpi alone, devpi behind the Nginx configuration that "
         "it generates, proxpi, and a static file; print what came out as Markdown. Needs root, for a network "
         "namespace; installs what it misses from Debian and PyPI; what is measured stays on this machine.",
@@ -42,10 +43,10 @@ def main(argv: Sequence[str]) -> int:
     with command.alone():
         lab.need(DEBIAN)
         work.mkdir(parents=True, exist_ok=True)
-        pypi_servers.install(work)
-        pypi_upstream.fetch_wheels(work / "wheels")
+        servers.install(work)
+        upstream.fetch_wheels(work / "wheels")
         # No packet leaves the machine, whatever a server thinks it needs, and all ports are free.
-        inside = ["unshare", "--net", "--kill-child", sys.executable, "-m", "bench.pypi_command", *argv]
+        inside = ["unshare", "--net", "--kill-child", sys.executable, "-m", "bench.pypi", *argv]
         environment = {**os.environ, INSIDE: "1", "PYTHONPATH": str(command.ROOT)}
         return subprocess.run(inside, env=environment, check=False).returncode
 
@@ -60,27 +61,27 @@ def measure(options: argparse.Namespace) -> int:
     static.mkdir()
     cold = [f"cold{number}" for number in range(SERVERS)]
     spare = 40 if options.quick else 1000
-    upstream = pypi_upstream.make(work / "upstream", work / "wheels", spare, cold)
+    made = upstream.make(work / "upstream", work / "wheels", spare, cold)
     fresh = FRESH_QUICK if options.quick else FRESH
     scenarios = all_scenarios()
     results = []
-    with pypi_servers.all_servers(work, upstream, static, pages_fresh=fresh) as servers:
-        names = pypi_upstream.spares(spare)
+    with servers.all_servers(work, made, static, pages_fresh=fresh) as running:
+        names = upstream.spares(spare)
         seconds = 1 if options.quick else 2
-        bench = Bench(servers, upstream, static, work, options.rounds, seconds, cold, names, fresh)
+        bench = Bench(running, made, static, work, options.rounds, seconds, cold, names, fresh)
         warm(bench)
         for name in options.scenarios or scenarios:
             print(f"{name}:", flush=True)
             results += scenarios[name](bench)
-    typed, commit = command.made_by("bench/pypi", options, command.ROOT)
+    typed, commit = command.made_by("python3 -m bench.pypi", options, command.ROOT)
     how = [
         f"Made by `{typed}`, {command.today()}, roles at commit {commit}. Medians of runs in turn, on one machine,",
         f"which serves and asks at once: `wrk`, over {load.CONNECTIONS} connections, {seconds} s a run. Figures of two",
         "runs do not compare; the ratios of one do. All servers have the same upstream, on the loopback address.",
         f"Other work on the machine as it began (load average): {busy:.1f}; above 0.5, the ratios waver.",
     ]
-    pins = [pin.replace("==", " ") for pin in (*pypi_servers.PROXPI, pypi_servers.UV)]
-    devpi = next(line for line in pypi_servers.DEVPI_PINS.read_text().splitlines() if line.startswith("devpi-server=="))
+    pins = [pin.replace("==", " ") for pin in (*servers.PROXPI, servers.UV)]
+    devpi = next(line for line in servers.DEVPI_PINS.read_text().splitlines() if line.startswith("devpi-server=="))
     programs = [devpi.replace("==", " "), *pins, lab.version("nginx", "-v"), lab.version("wrk", "-v")]
     command.publish(options, "The PyPI cache beside its peers", how, programs, results)
     return 0

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.wire import Wire, wire
+from bench.common.wire import Wire, wire
 
 # A path below `/<fault>/` is served as it is below `/`, but for the file `VICTIM`, which this happens to.
 VICTIM = "lib0000-1.0-0.tar.bz2"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Protocol
 
-from bench.tools import Cost
+from bench.common.cost import Cost
 
 MIB = 1 << 20
 

@@ -1,0 +1,50 @@
+"""Run a command and return what it cost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# A run that takes longer is ended, and counts as failed.
+LIMIT_SECONDS = 1800
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run took; see `bench/common/measure.py`."""
+
+    code: int
+    late: bool
+    began: float
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def measure(command: Sequence[str], place: Sequence[str], scratch: Path, limit: float = LIMIT_SECONDS) -> Cost:
+    """Run a command and return what it took; what it printed is in `scratch/output`.
+
+    Args:
+        command: the command.
+        place: what goes before it, so that it runs in a namespace.
+        scratch: where the output and the result go.
+        limit: in seconds.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    result = scratch / "cost.json"
+    launcher = Path(__file__).with_name("measure.py")
+    with (scratch / "output").open("wb") as output:
+        whole = [*place, sys.executable, "-I", "-S", str(launcher), str(result), str(limit), *command]
+        subprocess.run(whole, stdout=output, stderr=subprocess.STDOUT, check=True)
+    return Cost(**json.loads(result.read_bytes()))
+
+
+def problem(cost: Cost) -> str:
+    """Return what is wrong with how a run ended."""
+    if cost.late:
+        return f"ended after {cost.seconds:.0f} s"
+    return f"exit code {cost.code}" if cost.code else ""

@@ -1,0 +1,1 @@
+"""The PyPI cache beside its peers."""
