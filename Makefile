@@ -81,6 +81,12 @@ pair-after-unit: unit
 .PHONY: docs
 docs: $(VENV)/.made ## Write the generated parts of the documentation again
 	@python docs/generate.py
+	python docs/whole.py
+
+.PHONY: pictures
+pictures: $(VENV)/.made ## Make what the README shows of the running lab: the portal's picture, the files (needs chromium)
+	@molecule/picture
+	python docs/generate.py --lab
 
 .PHONY: clean
 clean: ## Remove what the commands above made in this folder

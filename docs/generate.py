@@ -1,11 +1,13 @@
-"""Write docs/variables.md from the argument specs of the roles.
+"""Write docs/variables.md from the argument specs of the roles, and the lab's files into the pages that show them.
 
-`python docs/generate.py` writes it, `python docs/generate.py --check` only says whether it is as it should be
-(exit code 1 if not). The tests run the latter.
+`python docs/generate.py` writes the page of variables; `--check` only says whether it is up to date (exit code 1 if
+not). `python docs/generate.py --lab` writes the files of the running lab into the README and docs/as-written.md.
 """
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,10 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "variables.md"
+
+# The pages that show files of the lab, by the part of `molecule/show`, and their place in them.
+SHOWN = {"settings": ("README.md", "README.zh-CN.md"), "sites": ("docs/as-written.md",)}
+SHOWN_PLACE = re.compile(r"(?<=^```text\n)==== .*?(?=^```$)", re.DOTALL | re.MULTILINE)
 
 HEAD = """\
 # Variables
@@ -56,7 +62,7 @@ def table(role: str) -> str:
             "",
             f"{main['short_description']}.",
             "",
-            "| variable | type | default | what |",
+            "| variable | type | default | meaning |",
             "|---|---|---|---|",
             *rows,
             "",
@@ -70,8 +76,23 @@ def page() -> str:
     return "\n".join([HEAD, *(table(role) for role in roles)])
 
 
+def show(part: str) -> None:
+    """Write the files of the running lab into the pages that show `part`."""
+    done = subprocess.run([ROOT / "molecule/show", part], check=True, stdout=subprocess.PIPE, text=True)
+    for name in SHOWN[part]:
+        path = ROOT / name
+        path.write_text(SHOWN_PLACE.sub(lambda _: done.stdout, path.read_text()))
+
+
 def main(argv: list[str]) -> int:
-    """Write or check the page; return 0, or 1 where the check finds it out of date."""
+    """Do what the arguments say; return 0, or 1 where the check finds the page of variables out of date."""
+    if "--lab" in argv:
+        try:
+            for part in SHOWN:
+                show(part)
+        except subprocess.CalledProcessError as error:
+            return error.returncode
+        return 0
     text = page()
     if "--check" not in argv:
         PAGE.write_text(text)

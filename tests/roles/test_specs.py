@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from docs import generate
 from tests.roles.render import ROLES, ROOT, defaults, specs
 
 # Required options of an entry point have no default; those of `main` and `preflight` all have one.
@@ -106,25 +105,3 @@ def test_inventory_example_agrees_with_itself_about_what_workstations_find() -> 
     assert set(client["client_conda_repos"]) <= set(server["conda_mirror_repos"])
     cloud = {entry.rpartition("/")[0] for entry in server["conda_mirror_cloud"]}
     assert set(client["client_conda_channels"]) <= cloud
-
-
-def test_page_of_variables_is_up_to_date() -> None:
-    assert generate.PAGE.read_text() == generate.page(), "run `make docs`"
-
-
-def blocks(path: Path) -> list[str]:
-    """Return the blocks of code of a page, without the comments in them, which are translated."""
-    found = re.findall(r"^```\w*\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
-    return [re.sub(r"(?m)\s+# .*$", "", block) for block in found]
-
-
-def commands(path: Path) -> list[str]:
-    """Return what a page sets as code in its text."""
-    text = re.sub(r"^```\w*\n.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
-    return sorted(re.findall(r"`([^`]+)`", text))
-
-
-def test_readme_says_the_same_in_both_languages() -> None:
-    english, chinese = ROOT / "README.md", ROOT / "README.zh-CN.md"
-    assert blocks(english)[1:] == blocks(chinese)[1:]
-    assert commands(english) == commands(chinese)
