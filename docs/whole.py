@@ -28,9 +28,9 @@ STYLE = """\
     .page { fill: #0d1117; stroke: #30363d }
     .place { fill: #161b22; stroke: #6e7681 }
     .part { fill: #0d1117; stroke: #8b949e }
-    .ours { fill: #0c2d6b; stroke: #58a6ff }
+    .ours { fill: #0b2545; stroke: #58a6ff }
     text { fill: #e6edf3 }
-    .small { fill: #9198a1 }
+    .small { fill: #b1bac4 }
     .way { stroke: #9198a1 }
     .ansible { stroke: #f0883e }
     .tip { fill: #9198a1 }

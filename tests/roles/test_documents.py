@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from lanmirror_sync import __version__
 
 from docs import generate, whole
-from lanmirror_sync import __version__
 from tests.roles.render import ROLES, ROOT, defaults
 
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
@@ -90,10 +90,9 @@ def targets() -> set[str]:
 
 
 def variables() -> set[str]:
-    """Return the variables that an administrator may set: those of roles, and those that the inventory or a play reads."""
-    texts = [
-        path.read_text() for folder in ("inventory.example", "playbooks") for path in (ROOT / folder).rglob("*.yml")
-    ]
+    """Return the variables that an administrator may set: those of roles, of the inventory, and of plays."""
+    folders = ("inventory.example", "playbooks")
+    texts = [path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.yml")]
     shared = {word for text in texts for word in re.findall(r"\blanmirror_\w+", text)}
     return shared.union(*(defaults(role) for role in ROLES))
 

@@ -29,6 +29,8 @@ from lab import (
     wait,
 )
 
+from docs import generate
+
 CRON = "/etc/cron.d/lanmirror-conda-mirror"
 LOG = "/var/log/conda-mirror/sync.log"
 PACKAGES = ["idna", "attrs", "requests", "numpy"]
@@ -300,15 +302,14 @@ def test_settings_of_the_workstation_stay_and_ours_go_again(workstation: Any) ->
     assert run(workstation, "/opt/client/bin/pip config list") == pip
 
 
-def test_readme_shows_the_files_as_they_come_out(workstation: Any, server: Any) -> None:
+@pytest.mark.parametrize("page", [page for pages in generate.SHOWN.values() for page in pages])
+def test_pages_show_the_files_as_they_come_out(workstation: Any, server: Any, page: str) -> None:
     machines = {"workstation": workstation, "server": server}
-    readme = (FILES.parents[1] / "README.md").read_text()
-    shown = re.search(r"<!-- make show -->.*?```text\n(.*?)```", readme, re.DOTALL)
-    assert shown
-    parts = re.split(r"(?m)^==== (\w+): (/\S+)\n", shown[1])[1:]
-    assert len(parts) > 3 * 8
+    (shown,) = generate.SHOWN_PLACE.findall((generate.ROOT / page).read_text())
+    parts = re.split(r"(?m)^==== (\w+): (/\S+)\n", shown)[1:]
+    assert len(parts) > 3 * 3
     for machine, path, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-        assert machines[machine].file(path).content_string.strip() == text.strip(), f"{path}: run `make show`"
+        assert machines[machine].file(path).content_string.strip() == text.strip(), f"{path}: run `make pictures`"
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------
