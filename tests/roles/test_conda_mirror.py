@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.plugins.loader import filter_loader  # type: ignore[import-untyped]  # Ansible ships no types
 from lanmirror_sync.config import DEFAULTS, load
 from packaging.requirements import Requirement
 
-from tests.roles.render import ROOT, defaults, evaluate, render
+from roles.conda_mirror.filter_plugins import conda_mirror_checks as checks
+from tests.roles.render import ROOT, defaults, render
 from tests.roles.render import load as role_file
 
 ROLE = ROOT / "roles/conda_mirror"
@@ -80,27 +80,34 @@ def test_each_setting_of_the_engine_is_a_variable_of_the_same_name() -> None:
     settings = role_file("conda_mirror", "vars/main.yml")["__conda_mirror_config"]
     for key, value in settings.items():
         assert key in DEFAULTS
-        assert re.fullmatch(rf"\{{\{{ conda_mirror_{key}( \| (int|float))? \}}\}}", value), key
+        assert re.fullmatch(rf"\{{\{{ (__)?conda_mirror_{key}( \| (int|float))? \}}\}}", value), key
 
 
 # ---- the preflight -------------------------------------------------------------------------------------------
 
 
-def problem(**variables: Any) -> str:
-    return str(evaluate("conda_mirror", CHECK, **variables))
+FACTS = {"os_family": "Debian", "distribution": "Debian", "distribution_version": "12", "python_version": "3.11.2"}
 
 
-CHECK = "{{ __conda_mirror_config | conda_mirror_config_problem }}"
+def refusals(facts: dict[str, Any] = FACTS, **variables: Any) -> list[str]:
+    """Return what the preflight finds wrong about the variables of the role."""
+    return checks.problems({**defaults("conda_mirror"), **variables}, "server", facts)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _filters() -> None:
-    """Make the role's filters known, as running the role does."""
-    filter_loader.add_directory(str(ROLE / "filter_plugins"))
-
-
-def test_defaults_have_no_problem() -> None:
-    assert problem() == ""
+def test_good_input_is_accepted() -> None:
+    assert refusals() == []
+    text: dict[str, Any] = {
+        "jobs": "3",
+        "timeout_seconds": "0.5",
+        "min_free_gib": "0",
+        "delete": "yes",
+        "cron_enabled": "False",
+    }
+    assert refusals(**{f"conda_mirror_{name}": value for name, value in text.items()}) == []
+    assert (
+        refusals(conda_mirror_working_dir="/data/conda/", conda_mirror_cron_hour=3, conda_mirror_limit_rate=1000) == []
+    )
+    assert refusals(conda_mirror_http_proxy="http://user:secret@proxy.lab.lan:3128") == []
 
 
 @pytest.mark.parametrize(
@@ -108,7 +115,31 @@ def test_defaults_have_no_problem() -> None:
     [
         ({"arches": ["noarch", "linux64"]}, ("conda_mirror_arches", "linux64", "did you mean linux-64", "win-64")),
         ({"repos": "main"}, ("conda_mirror_repos", "'main'", "a list")),
-        ({"arches": None}, ("conda_mirror_arches", "None", "a list")),
+        ({"arches": None}, ("conda_mirror_arches is null", "[]")),
+        ({"upstream": None}, ("conda_mirror_upstream is null", "{}")),
+        ({"http_proxy": None}, ("conda_mirror_http_proxy is null", '""')),
+        (
+            {"repos": "main"},
+            ("conda_mirror_repos is 'main'", "conda_mirror_repos=['main']", '{"conda_mirror_repos": ["'),
+        ),
+        ({"upstream": "{}"}, ("conda_mirror_upstream", "a mapping", "INI", "{'repo':")),
+        ({"site": "http://a"}, ("conda_mirror_site", "a mapping", "INI")),
+        ({"jobs": "many"}, ("conda_mirror_jobs is 'many'", "a whole number from 1 to 256")),
+        ({"jobs": "1.5"}, ("conda_mirror_jobs is 1.5", "a whole number from 1 to 256")),
+        ({"jobs": True}, ("conda_mirror_jobs is True", "a whole number from 1 to 256")),
+        ({"timeout_seconds": "soon"}, ("conda_mirror_timeout_seconds is 'soon'", "a number from 0.1 to 3600")),
+        ({"max_delete": ""}, ("conda_mirror_max_delete is ''", "a number from 0 to 100")),
+        ({"delete": "maybe"}, ("conda_mirror_delete is 'maybe'", "true, false")),
+        ({"cron_enabled": 2}, ("conda_mirror_cron_enabled is '2'", "true, false")),
+        ({"remove_data": "all"}, ("conda_mirror_remove_data is 'all'", "true, false")),
+        ({"cron_hour": "24"}, ("conda_mirror_cron_hour is '24'", "0 to 23")),
+        ({"working_dir": "/srv/a b"}, ("conda_mirror_working_dir is '/srv/a b'", "letters, digits")),
+        ({"working_dir": "/srv/../a"}, ("conda_mirror_working_dir is '/srv/../a'", "an absolute path")),
+        ({"server_names": "conda.lab.lan"}, ("conda_mirror_server_names is 'conda.lab.lan'", "a list", "INI")),
+        ({"server_names": ["http://conda.lab.lan"]}, ("conda_mirror_server_names", "a list of host names")),
+        ({"http_proxy": "proxy:3128"}, ("conda_mirror_http_proxy is 'proxy:3128'", "with its scheme")),
+        ({"pip_index_url": "u:hush@m/simple"}, ("conda_mirror_pip_index_url is '***@m/simple'", "with its scheme")),
+        ({"pip_index_url": 7}, ("conda_mirror_pip_index_url is '7'", "with its scheme")),
         ({"exclude": [1.5]}, ("conda_mirror_exclude", "1.5", "a list of words")),
         (
             {"upstream": {"repo": "mirror.example.org/anaconda", "cloud": "http://c"}},
@@ -126,10 +157,9 @@ def test_defaults_have_no_problem() -> None:
         ),
     ],
 )
-def test_what_the_engine_would_refuse_is_named_by_its_variable(
-    variables: dict[str, Any], words: tuple[str, ...]
-) -> None:
-    message = problem(**{f"conda_mirror_{name}": value for name, value in variables.items()})
+def test_bad_input_gets_one_message(variables: dict[str, Any], words: tuple[str, ...]) -> None:
+    (message,) = refusals(**{f"conda_mirror_{name}": value for name, value in variables.items()})
+    assert "hush" not in message
     assert message.startswith("conda_mirror_")
     assert [word for word in words if word not in message] == []
     assert "\n" not in message
@@ -150,10 +180,34 @@ CRON = {
     [(field, value, good) for field, cases in CRON.items() for good in (True, False) for value in cases[not good]],
 )
 def test_schedule_that_cron_refuses_is_refused(field: str, value: str, good: bool) -> None:
-    message = str(evaluate("conda_mirror", "{{ value | conda_mirror_cron_problem(field) }}", value=value, field=field))
+    message = checks.cron_problem(value, field)
     assert (message == "") == good
     if not good:
         assert f"conda_mirror_cron_{field} is '{value}'; allowed: *, or numbers from 0 to " in message
+
+
+@pytest.mark.parametrize("facts", [{"python_version": "3.10.12"}, {"os_family": "RedHat", "distribution": "Rocky"}])
+def test_host_that_the_engine_does_not_run_on_is_refused(facts: dict[str, Any]) -> None:
+    (message,) = refusals({**FACTS, **facts})
+    assert message.startswith("server runs ")
+    assert "allowed: Debian or Ubuntu with Python 3.11 or newer" in message
+
+
+def test_text_becomes_numbers_and_switches() -> None:
+    text = {
+        "conda_mirror_delete": "no",
+        "conda_mirror_jobs": "3",
+        "conda_mirror_max_delete": "7",
+        "conda_mirror_cron_hour": "3",
+    }
+    native = {
+        "conda_mirror_delete": False,
+        "conda_mirror_jobs": 3,
+        "conda_mirror_max_delete": 7,
+        "conda_mirror_cron_hour": 3,
+    }
+    for template in sorted(path.name for path in (ROLE / "templates").iterdir()):
+        assert render("conda_mirror", template, **text) == render("conda_mirror", template, **native), template
 
 
 def test_engines_settings_are_judged_with_what_a_controller_has() -> None:

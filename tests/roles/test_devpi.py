@@ -22,12 +22,14 @@ import pytest
 import yaml
 
 from roles.devpi.files import lanmirror_devpi_watch as watch
-from roles.devpi.filter_plugins import devpi_declared as declared
+from roles.devpi.filter_plugins import devpi_variables as checked
 from roles.devpi.library import devpi_indexes as devpi
-from tests.roles.render import ROOT, evaluate, render
+from tests.roles.render import ROOT, defaults, evaluate, render
 
 ROLE = ROOT / "roles" / "devpi"
-PREFLIGHT: list[dict[str, Any]] = yaml.safe_load((ROLE / "tasks" / "preflight.yml").read_text())
+
+PRIMARY = {"name": "mirror", "role": "primary", "url": "https://192.0.2.10:443", "tls_name": "mirror", "ca": "a root"}
+REPLICA = {"name": "mirror2", "role": "replica", "url": "http://192.0.2.11:80"}
 
 # ---- templates -----------------------------------------------------------------------------------------------
 
@@ -238,7 +240,7 @@ def test_indexes_have_what_they_need_by_default() -> None:
         "root/pypi": {"title": "ours"},
         "a/m": {"type": "mirror"},
     }
-    assert declared.devpi_declared(given, {"type": "mirror", "title": "PyPI"}, mirror) == {
+    assert checked.devpi_declared(given, {"type": "mirror", "title": "PyPI"}, mirror) == {
         "root/pypi": {"type": "mirror", "title": "ours", **mirror},
         "a/m": {"type": "mirror", "volatile": True, **mirror},
         "lab/dev": {
@@ -254,39 +256,17 @@ def test_indexes_have_what_they_need_by_default() -> None:
 # ---- bad input -----------------------------------------------------------------------------------------------
 
 
-def refusals(**variables: Any) -> list[str]:
-    """Return the messages with which the preflight would stop."""
-    blank = {"stat": {"exists": False}}
-    known = {
-        "ansible_facts": {"python": {"version": {"major": 3, "minor": 11}}},
-        "__devpi_requirements": "",
-        "__devpi_running": blank,
-        **variables,
-    }
-    messages = []
+FACTS = {"python": {"version": {"major": 3, "minor": 11}}, "all_ipv4_addresses": ["192.0.2.10"]}
 
-    def holds(condition: str, more: dict[str, Any]) -> bool:
-        return bool(evaluate("devpi", "{{ (" + condition + ") }}", **known, **more))
 
-    for task in PREFLIGHT:
-        check = task.get("ansible.builtin.assert")
-        if check is None or {"__devpi_bundle", "__devpi_was"} & set(re.findall(r"\w+", str(check))):
-            continue
-        known.update(task.get("vars", {}))
-        loop_var = task.get("loop_control", {}).get("loop_var", "item")
-        for item in evaluate("devpi", "{{ loop }}", **known, loop=task["loop"]) if "loop" in task else [None]:
-            more = {} if item is None else {loop_var: item}
-            if "when" in task and not holds(task["when"], more):
-                continue
-            conditions = check["that"] if isinstance(check["that"], list) else [check["that"]]
-            if not all(holds(condition, more) for condition in conditions):
-                messages.append(str(evaluate("devpi", check["fail_msg"], **known, **more)))
-    return messages
+def refusals(facts: dict[str, Any] = FACTS, **variables: Any) -> list[str]:
+    """Return what the preflight finds wrong about the variables of the role."""
+    return checked.devpi_problems({**defaults("devpi"), **variables}, "server", facts)
 
 
 @pytest.mark.parametrize("users", ["hush", ["hush"], {"alice": "hush"}])
 def test_users_of_a_wrong_shape_are_not_shown(users: Any) -> None:
-    (problem,) = declared.devpi_user_problems(users)
+    (problem,) = checked.devpi_user_problems(users)
     assert "must be a list" in problem
     assert "hush" not in problem
 
@@ -310,12 +290,17 @@ CUSTOM = {"devpi_upstream": "custom", "devpi_mirror_url": "https://mirror.exampl
         {"devpi_root_password": "correct horse battery"},
         {"devpi_server_names": ["pypi.lab.lan", "pypi"]},
         {"devpi_port": "4000"},
+        {"devpi_port": 65532},
+        {"devpi_port": 65531, "devpi_peers": [REPLICA]},
+        {"devpi_remove_undeclared": "yes", "devpi_backup_cache": "False", "devpi_mirror_no_project_list": 1},
+        {"devpi_data_dir": "/srv/devpi/", "devpi_backup_dir": "/srv/devpi-backups/"},
+        {"devpi_address": "2001:db8::1"},
         {
             "devpi_users": [{"name": "alice", "password": "correct horse"}, {"name": "lab"}],
             "devpi_indexes": {
                 "lab/dev": {"type": "stage", "bases": ["root/pypi", "root/torch"], "acl_upload": ["alice"]},
                 "root/torch": {"type": "mirror", "mirror_url": "https://download.example.org/whl/cpu"},
-                "root/pypi": {"mirror_provides_core_metadata": True},
+                "root/pypi": {"mirror_provides_core_metadata": "true", "mirror_cache_expiry": "60"},
             },
         },
     ],
@@ -375,7 +360,7 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
         ),
         ({"devpi_indexes": {"root/x": {"type": "stage", "base": []}}}, ["root/x", 'unknown setting "base"', "bases"]),
         ({"devpi_indexes": {"root/x": {"type": "stage", "bases": "root/pypi"}}}, ["root/x", "bases", "list"]),
-        ({"devpi_indexes": {"root/x": {"type": "stage", "volatile": "no"}}}, ["root/x", "volatile", "true, false"]),
+        ({"devpi_indexes": {"root/x": {"type": "stage", "volatile": "maybe"}}}, ["root/x", "volatile", "true, false"]),
         ({"devpi_indexes": {"root/x": {"type": "stage", "bases": ["root/y"]}}}, ["root/x", '"root/y"', "not declared"]),
         (
             {"devpi_indexes": {"root/x": {"type": "stage", "acl_upload": [":ANONYMOUS:"]}}},
@@ -395,18 +380,48 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
         ({"devpi_data_dir": "srv/devpi"}, ["devpi_data_dir", '"srv/devpi"', "absolute"]),
         ({"devpi_data_dir": "/"}, ["devpi_data_dir", "absolute"]),
         ({"devpi_backup_dir": "backups"}, ["devpi_backup_dir", '"backups"', "absolute"]),
-        ({"devpi_data_dir": "/srv/devpi", "devpi_backup_dir": "/srv/devpi/old"}, ["devpi_backup_dir", "outside"]),
+        ({"devpi_data_dir": "/srv/devpi", "devpi_backup_dir": "/srv/devpi/old"}, ["devpi_backup_dir", "neither"]),
         ({"devpi_backup_keep": 0}, ["devpi_backup_keep", '"0"', "1 to 1000"]),
         ({"devpi_backup_cache": "all"}, ["devpi_backup_cache", '"all"', "true, false"]),
-        (
-            {"__devpi_running": {"stat": {"exists": True, "lnk_target": "/opt/devpi/py3.11-old"}}},
-            ["server", "/opt/devpi/py3.11-old", "playbooks/upgrade.yml"],
-        ),
         ({"devpi_ca_bundle": "ca.pem"}, ["devpi_ca_bundle", '"ca.pem"', "absolute"]),
         ({"devpi_http_proxy": "proxy:3128"}, ["devpi_http_proxy", '"proxy:3128"', "http://"]),
         ({"devpi_http_proxy": "u:hush@proxy:3128"}, ["devpi_http_proxy", "http://"]),
         ({"devpi_pip_index_url": "mirror/simple"}, ["devpi_pip_index_url", '"mirror/simple"']),
-        ({"ansible_facts": {"python": {"version": {"major": 3, "minor": 10}}}}, ["Python 3.10", "3.11"]),
+        ({"devpi_port": None}, ["devpi_port is null", "1024 to 65532"]),
+        ({"devpi_port": 1.5}, ["devpi_port", '"1.5"', "whole number"]),
+        ({"devpi_port": "40.5"}, ["devpi_port", '"40.5"', "whole number"]),
+        ({"devpi_port": True}, ["devpi_port", '"True"', "whole number"]),
+        ({"devpi_port": ""}, ["devpi_port", '""', "whole number"]),
+        ({"devpi_port": [3141]}, ["devpi_port", '"[3141]"', "whole number"]),
+        ({"devpi_port": 65532, "devpi_peers": [REPLICA]}, ["devpi_port", "65532", "5 ports", "at most 65531"]),
+        ({"devpi_remove_undeclared": "maybe"}, ["devpi_remove_undeclared", '"maybe"', "true, false"]),
+        ({"devpi_remove_undeclared": None}, ["devpi_remove_undeclared is null", "true, false"]),
+        ({"devpi_backup_cache": 2}, ["devpi_backup_cache", '"2"', "true, false"]),
+        ({"devpi_remove_data": "all"}, ["devpi_remove_data", '"all"', "true, false"]),
+        ({"devpi_role": None}, ["devpi_role is null", "primary, replica"]),
+        ({"devpi_upstream": None}, ["devpi_upstream is null", "aliyun"]),
+        ({"devpi_mirror_url": None}, ["devpi_mirror_url is null", "a text"]),
+        ({"devpi_http_proxy": None}, ["devpi_http_proxy is null", "empty or a URL"]),
+        ({"devpi_metrics_file": None}, ["devpi_metrics_file is null", "empty or"]),
+        ({"devpi_backup_fetch_to": 7}, ["devpi_backup_fetch_to", '"7"', "folder"]),
+        ({"devpi_restore_from": "old.tar"}, ["devpi_restore_from", '"old.tar"', "absolute"]),
+        ({"devpi_root_password": None}, ["devpi_root_password", "8 characters"]),
+        ({"devpi_secret": "hush"}, ["devpi_secret", "32 characters"]),
+        ({"devpi_address": "mirror.lab.lan"}, ["devpi_address", '"mirror.lab.lan"', "IPv4"]),
+        ({"devpi_address": None}, ["devpi_address is null", "IPv4"]),
+        ({"devpi_users": None}, ["devpi_users must be a list"]),
+        ({"devpi_users": "[{name: hush}]"}, ["devpi_users must be a list"]),
+        ({"devpi_indexes": None}, ["devpi_indexes is null", "mapping"]),
+        ({"devpi_indexes": "{}"}, ["devpi_indexes", '"{}"', "mapping"]),
+        ({"devpi_server_names": None}, ["devpi_server_names is null", "list"]),
+        ({"devpi_server_names": [1]}, ["devpi_server_names", "list"]),
+        (
+            {"devpi_indexes": {"root/pypi": {"mirror_cache_expiry": "soon"}}},
+            ["root/pypi", "mirror_cache_expiry", "'soon'", "whole number"],
+        ),
+        ({"devpi_data_dir": "/srv/../devpi"}, ["devpi_data_dir", '"/srv/../devpi"', "without . and .."]),
+        ({"devpi_data_dir": "/var/backups/devpi/data"}, ["devpi_backup_dir", "neither may be in the other"]),
+        ({"devpi_data_dir": None}, ["devpi_data_dir is null", "absolute"]),
     ],
 )
 def test_bad_input_gets_one_message(variables: dict[str, Any], words: list[str]) -> None:
@@ -415,8 +430,41 @@ def test_bad_input_gets_one_message(variables: dict[str, Any], words: list[str])
     for word in words:
         assert word in messages[0]
     assert "hush" not in messages[0]
+    assert "\n" not in messages[0]
     password = variables.get("devpi_root_password")
     assert password is None or str(password) not in messages[0].replace("8 characters", "")
+
+
+def test_host_without_a_python_for_devpi_is_refused() -> None:
+    (message,) = refusals({"python": {"version": {"major": 3, "minor": 10}}})
+    assert "Python 3.10" in message
+    assert "3.11" in message
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    messages = refusals(devpi_port="http", devpi_role="master", devpi_users=[{"name": "root"}])
+    assert [message.split()[0] for message in messages] == ["devpi_port", "devpi_role", "devpi_users"]
+
+
+def test_text_becomes_numbers_and_switches() -> None:
+    text = {
+        "devpi_port": "4000",
+        "devpi_request_timeout": " 7",
+        "devpi_pages_max_stale": "240",
+        "devpi_max_upload_mib": "2",
+        "devpi_mirror_cache_expiry": "60",
+        "devpi_mirror_no_project_list": "no",
+        "devpi_indexes": {"root/x": {"type": "mirror", "mirror_url": "http://m/", "volatile": "False", "flat": "true"}},
+    }
+    native = {**text, "devpi_port": 4000, "devpi_request_timeout": 7, "devpi_pages_max_stale": 240}
+    native |= {"devpi_max_upload_mib": 2, "devpi_mirror_cache_expiry": 60, "devpi_mirror_no_project_list": False}
+    native["devpi_indexes"] = {"root/x": {"type": "mirror", "mirror_url": "http://m/", "volatile": False, "flat": True}}
+    for template in sorted(path.name for path in (ROLE / "templates").iterdir()):
+        assert render("devpi", template, **text) == render("devpi", template, **native), template
+    settings = evaluate("devpi", "{{ __devpi_indexes }}", **text)
+    assert settings == evaluate("devpi", "{{ __devpi_indexes }}", **native)
+    assert settings["root/pypi"]["mirror_cache_expiry"] == 60
+    assert settings["root/pypi"]["mirror_no_project_list"] is False
 
 
 # ---- what starts devpi ---------------------------------------------------------------------------------------
@@ -742,9 +790,6 @@ def test_refusal_says_what_was_asked_and_shows_no_password() -> None:
 
 # ---- more than one server ------------------------------------------------------------------------------------
 
-PRIMARY = {"name": "mirror", "role": "primary", "url": "https://192.0.2.10:443", "tls_name": "mirror", "ca": "a root"}
-REPLICA = {"name": "mirror2", "role": "replica", "url": "http://192.0.2.11:80"}
-
 
 def test_replica_asks_its_primary_by_nginx() -> None:
     text = render("devpi", "devpi-server.yml.j2", devpi_role="replica", devpi_peers=[REPLICA, PRIMARY])
@@ -787,6 +832,6 @@ def test_nginx_takes_the_peers_for_what_devpi_does_not_answer() -> None:
     ],
 )
 def test_servers_that_do_not_fit_together_are_refused(role: str, peers: Any, message: str) -> None:
-    problems = declared.devpi_peer_problems(peers, "mirror3", role, {"all_ipv4_addresses": ["192.0.2.12"]})
+    problems = checked.devpi_peer_problems(peers, "mirror3", role, {"all_ipv4_addresses": ["192.0.2.12"]})
     assert message in "; ".join(problems)
     assert bool(problems) == bool(message)

@@ -91,6 +91,20 @@ def test_roles_read_no_variable_of_another(path: Path) -> None:
     assert {word for word in re.findall(r"\w+", text) if word in others} == set()
 
 
+@pytest.mark.parametrize("role", ["conda_mirror", "devpi"])
+def test_numbers_and_switches_are_used_as_they_were_converted(role: str) -> None:
+    options = specs(role)["main"]["options"]
+    raw = "|".join(name for name, spec in options.items() if spec["type"] in {"bool", "float", "int"})
+    used = {
+        f"{name(path)}: {found}"
+        for path in files(f"roles/{role}/**/*")
+        if path.parent.name in {"handlers", "tasks", "templates", "vars"}
+        for found in re.findall(rf"(?:{{{{|{{%|when:|that:|  - ).*\b(?:{raw})\b.*", path.read_text())
+    }
+    converted = re.compile(rf'.*: \{{\{{ (?:{raw}) \| (?:bool|float|int) \}}\}}"')
+    assert {line for line in used if not converted.fullmatch(line)} == set()
+
+
 @pytest.mark.parametrize("path", files("inventory.example/group_vars/*.yml"), ids=name)
 def test_inventory_example_sets_what_there_is(path: Path) -> None:
     known = {variable for role in ROLES for variable in defaults(role)}
