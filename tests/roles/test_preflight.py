@@ -1,0 +1,242 @@
+"""One real run of playbooks/preflight.yml over many hosts with wrong variables: each is refused, by name.
+
+A row is a group, variables, and words that one message must hold. To add one, add a line to ROWS, or to RIGHT where the
+variables are right and nothing must be refused. Rows of different roles share a host, since each role is checked for
+itself and a task costs its time for each host; a row that changes more than the check of its role is `alone`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.roles.render import ROLES, ROOT
+
+# A secret in a row: no message may hold it.
+SECRET = "hush-hush-hush"
+
+CUSTOM = {"devpi_upstream": "custom", "devpi_mirror_url": "https://mirror.example.org/simple"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Variables that are wrong, or right.
+
+    Attributes:
+        group: the group its host is in, or several with commas.
+        variables: its host_vars.
+        words: texts that one message of its host must hold; none where the variables are right.
+        alone: whether it has a host of its own.
+    """
+
+    group: str
+    variables: dict[str, Any] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+    alone: bool = False
+
+    @property
+    def roles(self) -> set[str]:
+        """Return the roles whose variables it sets."""
+        return {role for role in ROLES for name in self.variables if name.startswith(f"{role}_")}
+
+
+def pypi(*words: str, **variables: Any) -> Row:
+    return Row("pypi_cache", variables, words)
+
+
+def conda(*words: str, **variables: Any) -> Row:
+    return Row("conda_mirror", variables, words)
+
+
+def client(*words: str, **variables: Any) -> Row:
+    return Row("clients", variables, words)
+
+
+# The first row shows that one run names the problems of every role of a host.
+ROWS: dict[str, Row] = {
+    "each-role-speaks": Row(
+        "pypi_cache,conda_mirror,clients",
+        {
+            "nginx_port": 0,
+            "devpi_upstream": "pipy",
+            "conda_mirror_arches": ["linux64"],
+            "client_state": "gone",
+        },
+        ("nginx_port", "0"),
+    ),
+    # ---- nginx
+    "nginx-port-high": pypi("nginx_port", "65536", "1 to 65535", nginx_port=65536),
+    "nginx-port-word": pypi("nginx_port", "http", nginx_port="http"),
+    "nginx-tls-word": pypi("nginx_tls", "tls", "none, own, site_ca", nginx_tls="tls"),
+    "nginx-tls-ports": pypi("nginx_tls_port and nginx_port are both 80", nginx_tls="site_ca", nginx_tls_port=80),
+    "nginx-tls-name": pypi("nginx_tls_names", '"*.lab"', "neither", nginx_tls="site_ca", nginx_tls_names=["*.lab"]),
+    "nginx-tls-own": pypi(
+        "nginx_tls_certificate", "absolute path", nginx_tls="own", nginx_tls_names=["mirror.lab.lan"]
+    ),
+    # ---- devpi
+    "devpi-upstream": pypi("devpi_upstream", '"pipy"', "tuna", devpi_upstream="pipy"),
+    "devpi-port-word": pypi("devpi_port", "http", devpi_port="http"),
+    "devpi-port-low": pypi("devpi_port", "80", "1024 to 65532", devpi_port=80),
+    "devpi-switch": pypi("devpi_remove_undeclared", "maybe", devpi_remove_undeclared="maybe"),
+    "devpi-password-in-url": pypi(
+        "//***@m.example.org", "password", **{**CUSTOM, "devpi_mirror_url": f"https://u:{SECRET}@m.example.org/simple"}
+    ),
+    "devpi-user": pypi("devpi_users", '"root"', "not root", devpi_users=[{"name": "root", "password": SECRET}]),
+    "devpi-index": pypi("lab/dev", "add it to devpi_users", devpi_indexes={"lab/dev": {"type": "stage"}}),
+    # ---- conda_mirror
+    "conda-arch": conda("conda_mirror_arches", "did you mean linux-64", conda_mirror_arches=["noarch", "linux64"]),
+    "conda-jobs": conda("conda_mirror_jobs", "from 1 to 256", conda_mirror_jobs=0),
+    "conda-hour": conda("conda_mirror_cron_hour", "9am", conda_mirror_cron_hour="9am"),
+    # ---- client
+    "client-tools": client("client_tools", "poetry", "allowed are pip, conda", client_tools=["pip", "poetry"]),
+    "client-user": client("client_users", "nobody-of-that-name", client_users=["nobody-of-that-name"]),
+    "client-root": client("client_ca_certificate", "PEM", client_ca_certificate="/etc/ssl/root.pem"),
+}
+
+# Whatever an INI inventory or `-e` gives is text.
+RIGHT: dict[str, Row] = {
+    "right-defaults": Row("pypi_cache,conda_mirror,clients"),
+    "right-custom": pypi(**CUSTOM),
+    "right-text-nginx": pypi(nginx_port="8080", nginx_worker_connections="512"),
+}
+
+# What every host of these groups has.
+GROUP_VARS: dict[str, dict[str, Any]] = {
+    "all": {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        # Nothing is changed, and all that is read may be read by anybody.
+        "ansible_become": False,
+        "client_pypi_url": "http://mirror.lab.lan",
+        "client_conda_url": "http://mirror.lab.lan",
+    },
+    "pypi_cache": {},
+    # However small the disk of who runs the tests is.
+    "conda_mirror": {"conda_mirror_min_free_gib": 0},
+    "clients": {},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What ansible-playbook said.
+
+    Attributes:
+        returncode: its exit code.
+        messages: for each row, those of its host.
+        text: all of its output.
+    """
+
+    returncode: int
+    messages: dict[str, list[str]]
+    text: str
+
+
+def packed(rows: dict[str, Row]) -> list[list[str]]:
+    """Return the names of the rows of each host."""
+    hosts: list[list[str]] = []
+    for name, row in rows.items():
+        for host in hosts:
+            others = [rows[other] for other in host]
+            apart = not any(row.roles & other.roles for other in others)
+            if apart and all(
+                bool(one.words) == bool(row.words) and one.roles and not one.alone for one in [row, *others]
+            ):
+                host.append(name)
+                break
+        else:
+            hosts.append([name])
+    return hosts
+
+
+def preflight(folder: Path, rows: dict[str, Row], **group_vars: dict[str, Any]) -> Run:
+    """Run playbooks/preflight.yml over an inventory of these rows."""
+    groups: dict[str, Any] = {
+        group: {"hosts": {}, "vars": {**variables, **group_vars.get(group, {})}}
+        for group, variables in GROUP_VARS.items()
+    }
+    hosts = {f"host{number}": names for number, names in enumerate(packed(rows))}
+    for host, names in hosts.items():
+        variables = {name: value for row in names for name, value in rows[row].variables.items()}
+        for group in {group for row in names for group in rows[row].group.split(",")}:
+            groups[group]["hosts"][host] = variables
+    inventory = folder / "hosts.yml"
+    inventory.write_text(yaml.safe_dump(groups, sort_keys=False))
+
+    def ansible(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "ansible", *arguments],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+                "ANSIBLE_FORKS": "4",
+                # The hosts are all this machine: its facts are gathered once.
+                "ANSIBLE_GATHERING": "smart",
+                "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.jsonfile",
+                "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(folder / "facts"),
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    gathered = ansible("adhoc", "-i", str(inventory), "-m", "ansible.builtin.setup", "host0")
+    assert gathered.returncode == 0, gathered.stdout + gathered.stderr
+    (cache,) = (folder / "facts").iterdir()
+    for host in hosts:
+        (folder / "facts" / host).write_bytes(cache.read_bytes())
+    done = ansible(
+        "playbook", "-i", str(inventory), "playbooks/preflight.yml", ANSIBLE_STDOUT_CALLBACK="ansible.posix.json"
+    )
+    text = done.stdout + done.stderr
+    assert "{" in done.stdout, text
+    plays = json.loads(done.stdout[done.stdout.index("{") :])["plays"]
+    failed = {
+        host: result["msg"]
+        for task in plays[-1]["tasks"]
+        for host, result in task["hosts"].items()
+        if result.get("failed")
+    }
+    messages = {row: failed.get(host, []) for host, names in hosts.items() for row in names}
+    return Run(done.returncode, messages, text)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return the one run for all rows."""
+    return preflight(tmp_path_factory.mktemp("preflight"), {**ROWS, **RIGHT})
+
+
+def test_run_ends_with_an_error_and_shows_no_secret(run: Run) -> None:
+    assert run.returncode == 2
+    assert SECRET not in run.text
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_is_wrong_is_refused(run: Run, name: str) -> None:
+    words = ROWS[name].words
+    assert any(all(word in message for word in words) for message in run.messages[name]), run.messages[name]
+
+
+def test_run_names_the_problems_of_all_roles(run: Run) -> None:
+    assert [message.split(" ")[0] for message in run.messages["each-role-speaks"]] == [
+        "nginx_port",
+        "devpi_upstream",
+        "conda_mirror_arches",
+        "client_state",
+    ]
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_right_is_accepted(run: Run, name: str) -> None:
+    assert run.messages[name] == []
