@@ -81,11 +81,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Bar:
-    """What issue or contract asks for.
+    """A target, and the result beside it.
 
     Attributes:
         text: in words.
-        figure: what came out, with its unit.
+        figure: the result, with its unit.
         met: whether it holds; None for a figure without a bar.
     """
 
@@ -111,7 +111,7 @@ class Result:
     Attributes:
         title: what was done.
         rows: the first is the one that the others are compared with.
-        bars: what was asked for.
+        bars: its targets.
         notes: paragraphs or lists to print below.
     """
 
@@ -128,7 +128,7 @@ class Result:
             lines += [f"| | {' | '.join(head)} |", f"|---|{'--:|' * len(head)}"]
             lines += [f"| {' | '.join(row.cells(self.rows[0]))} |" for row in self.rows]
         if self.bars:
-            lines += ["", "| asked for | came out | |", "|---|--:|---|"]
+            lines += ["", "| target | result | |", "|---|--:|---|"]
             says = {True: "met", False: "**not met**", None: ""}
             lines += [f"| {bar.text} | {bar.figure} | {says[bar.met]} |" for bar in self.bars]
         for note in self.notes:
