@@ -17,6 +17,7 @@ from lanmirror_sync.config import DEFAULTS, load
 from packaging.requirements import Requirement
 
 from roles.conda_mirror.filter_plugins import conda_mirror_checks as checks
+from roles.conda_mirror.library import conda_mirror_data as data
 from tests.roles.render import ROOT, defaults, render
 from tests.roles.render import load as role_file
 
@@ -184,6 +185,25 @@ def test_schedule_that_cron_refuses_is_refused(field: str, value: str, good: boo
     assert (message == "") == good
     if not good:
         assert f"conda_mirror_cron_{field} is '{value}'; allowed: *, or numbers from 0 to " in message
+
+
+def mirror(folder: Path) -> Path:
+    """Make a folder with something of a mirror in it."""
+    (folder / "pkgs/main/noarch").mkdir(parents=True)
+    return folder
+
+
+def test_mirror_that_another_folder_would_lose(tmp_path: Path) -> None:
+    old = mirror(tmp_path / "old")
+    assert data.working_dir(tmp_path / "none.yml") == ""
+    assert data.working_dir(written(tmp_path, conda_mirror_working_dir=f"{old}/")) == str(old)
+    assert data.mirrors(old)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "link").symlink_to(old)
+    (tmp_path / "begun/pkgs").mkdir(parents=True)
+    found = {name: data.mirrors(tmp_path / name) for name in ("new", "link", "begun", "gone", "conda_mirror.yml")}
+    assert found == {"new": False, "link": True, "begun": False, "gone": False, "conda_mirror.yml": False}
+    assert data.existing(tmp_path / "gone/far") == tmp_path
 
 
 @pytest.mark.parametrize("facts", [{"python_version": "3.10.12"}, {"os_family": "RedHat", "distribution": "Rocky"}])

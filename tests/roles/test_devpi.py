@@ -6,7 +6,9 @@ import asyncio
 import gzip
 import importlib.util
 import json
+import os
 import re
+import shutil
 import ssl
 import sys
 import threading
@@ -23,6 +25,7 @@ import yaml
 
 from roles.devpi.files import lanmirror_devpi_watch as watch
 from roles.devpi.filter_plugins import devpi_variables as checked
+from roles.devpi.library import devpi_data as data
 from roles.devpi.library import devpi_indexes as devpi
 from tests.roles.render import ROOT, defaults, evaluate, render
 
@@ -465,6 +468,59 @@ def test_text_becomes_numbers_and_switches() -> None:
     assert settings == evaluate("devpi", "{{ __devpi_indexes }}", **native)
     assert settings["root/pypi"]["mirror_cache_expiry"] == 60
     assert settings["root/pypi"]["mirror_no_project_list"] is False
+
+
+# ---- where devpi has its data --------------------------------------------------------------------------------
+
+
+def devpi_in(folder: Path, uuid: str = "one", written: float = 1000.9) -> Path:
+    """Make a folder with as much of devpi's data as the module looks at."""
+    folder.mkdir()
+    (folder / ".nodeinfo").write_text(json.dumps({"uuid": uuid, "role": "primary"}))
+    (folder / ".sqlite").touch()
+    os.utime(folder / ".sqlite", (written, written))
+    return folder
+
+
+def test_data_that_another_folder_would_lose(tmp_path: Path) -> None:
+    old = devpi_in(tmp_path / "old")
+    (tmp_path / "link").symlink_to(old)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    devpi_in(tmp_path / "copy", written=1000.1)
+    devpi_in(tmp_path / "newer", written=2000)
+    devpi_in(tmp_path / "older", written=500)
+    devpi_in(tmp_path / "other", uuid="two")
+    (devpi_in(tmp_path / "half") / ".sqlite").unlink()
+    shutil.copytree(tmp_path / "copy", tmp_path / "behind", copy_function=shutil.copy2)
+    why = {path.name: data.problem(old, path).removeprefix(f"{path} ") for path in sorted(tmp_path.iterdir())}
+    assert why == {
+        "behind": "",
+        "copy": "",
+        "empty": "has none",
+        "file": "has none",
+        "half": "has none",
+        "link": "",
+        "newer": "",
+        "old": "",
+        "older": "has an older copy of it",
+        "other": "has the data of another devpi",
+    }
+    assert data.problem(tmp_path / "link", old) == ""
+    # Put aside, never begun, or taken away with its disk: nothing is lost.
+    assert [data.problem(tmp_path / name, tmp_path / "empty") for name in ("gone", "empty", "half")] == [""] * 3
+    # What was uploaded since the copy is in the log of the database alone.
+    (old / ".sqlite-wal").touch()
+    assert data.problem(old, tmp_path / "behind").endswith("has an older copy of it")
+
+
+def test_installed_configuration_says_where_devpi_has_its_data(tmp_path: Path) -> None:
+    assert data.setting(tmp_path / "devpi-server.yml", "serverdir") == ""
+    for template, key in (("devpi-server.yml.j2", "serverdir"), ("life.toml.j2", "backups")):
+        (tmp_path / "file").write_text(
+            render("devpi", template, devpi_data_dir="/srv/devpi/", devpi_backup_dir="/srv/devpi")
+        )
+        assert data.setting(tmp_path / "file", key) == "/srv/devpi"
 
 
 # ---- what starts devpi ---------------------------------------------------------------------------------------
