@@ -91,7 +91,19 @@ ROWS: dict[str, Row] = {
     ),
     "devpi-user": pypi("devpi_users", '"root"', "not root", devpi_users=[{"name": "root", "password": SECRET}]),
     "devpi-index": pypi("lab/dev", "add it to devpi_users", devpi_indexes={"lab/dev": {"type": "stage"}}),
+    "devpi-port-null": pypi("devpi_port is null", "whole number", devpi_port=None),
+    "devpi-port-fraction": pypi("devpi_port", '"1.5"', "whole number", devpi_port="1.5"),
+    "devpi-list-as-text": pypi("devpi_server_names", "INI inventory", devpi_server_names="pypi.lab.lan"),
+    "devpi-password": pypi("devpi_root_password", "not shown", devpi_root_password=f"{SECRET}\nhush"),
+    "devpi-bundle": pypi("devpi_ca_bundle", "/etc/ssl/no-such.pem", devpi_ca_bundle="/etc/ssl/no-such.pem"),
+    "devpi-two-at-once": pypi("devpi_port", "\ndevpi_role", "master", devpi_port="x", devpi_role="master"),
     # ---- conda_mirror
+    "conda-jobs-word": conda("conda_mirror_jobs is 'many'", "from 1 to 256", conda_mirror_jobs="many"),
+    "conda-switch": conda("conda_mirror_delete is 'maybe'", "true, false", conda_mirror_delete="maybe"),
+    "conda-null": conda("conda_mirror_upstream is null", conda_mirror_upstream=None),
+    "conda-list-as-text": conda("conda_mirror_repos is 'main'", "INI inventory", conda_mirror_repos="main"),
+    "conda-bundle": conda("conda_mirror_ca_bundle", "/etc/ssl/no", conda_mirror_ca_bundle="/etc/ssl/no-such.pem"),
+    "conda-room": conda("conda_mirror_min_free_gib", "GiB free", conda_mirror_min_free_gib="1048576"),
     "conda-arch": conda("conda_mirror_arches", "did you mean linux-64", conda_mirror_arches=["noarch", "linux64"]),
     "conda-jobs": conda("conda_mirror_jobs", "from 1 to 256", conda_mirror_jobs=0),
     "conda-hour": conda("conda_mirror_cron_hour", "9am", conda_mirror_cron_hour="9am"),
@@ -105,6 +117,13 @@ ROWS: dict[str, Row] = {
 RIGHT: dict[str, Row] = {
     "right-defaults": Row("pypi_cache,conda_mirror,clients"),
     "right-custom": pypi(**CUSTOM),
+    "right-text-devpi": pypi(devpi_port="4000", devpi_remove_undeclared="yes", devpi_data_dir="/srv/devpi/"),
+    "right-text-conda": conda(
+        conda_mirror_jobs="4",
+        conda_mirror_delete="yes",
+        conda_mirror_min_free_gib="0",
+        conda_mirror_timeout_seconds="0.5",
+    ),
     "right-text-nginx": pypi(nginx_port="8080", nginx_worker_connections="512"),
 }
 
