@@ -26,8 +26,12 @@ PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "lab"
 # Files that prepare.yml or a test puts on a machine.
 FILES = PROJECT / "molecule/files"
-# The server as workstations reach it.
-SITE = str(yaml.safe_load((INVENTORY / "group_vars/all.yml").read_text())["lanmirror_server_url"])
+# The server as workstations reach it: by its address, where the inventory says nothing else.
+HOSTS = yaml.safe_load((INVENTORY / "hosts.yml").read_text())
+SITE = str(
+    yaml.safe_load((INVENTORY / "group_vars/all.yml").read_text())["lanmirror_server_url"]
+    or f"http://{HOSTS['pypi_cache']['hosts']['server']['ansible_host']}"
+)
 # Answered by devpi itself: Nginx serves the pages of projects even while devpi is down.
 DEVPI = "/+api"
 
