@@ -42,10 +42,8 @@ def main(folders: list[str]) -> None:
             {
                 "files": {str(path): entry(path) for path in paths},
                 "packages": sorted(packages),
-                "units": sorted(
-                    f"{unit} {state}" for unit, state, *_ in units if state not in {"generated", "transient"}
-                ),
-                "sockets": sorted({f"{row[3]}" for row in sockets}),
+                "units": sorted(f"{unit} {state}" for unit, state, *_ in units),
+                "sockets": sorted({row[3] for row in sockets}),
                 "failed": printed("systemctl", "list-units", "--failed", "--no-legend", "--plain"),
             }
         )

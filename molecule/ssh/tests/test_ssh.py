@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 import yaml
-from lab import FILES, PROJECT, SITE, Played, attempt, container, docker, machine, pip_install, playbook, run
+from lab import FILES, HOSTS, PROJECT, SITE, Played, attempt, container, docker, machine, pip_install, playbook, run
 
 PASSWORD = str(yaml.safe_load((PROJECT / "molecule/vars.yml").read_text())["sudo_password"])
 HOST = SITE.removeprefix("http://")
@@ -171,9 +172,8 @@ def test_missing_sudo_password_is_named_within_seconds() -> None:
     assert set(done.changed.values()) <= {0}
 
 
-def test_all_but_the_machine_that_is_off_is_set_up(
-    hosts: dict[str, Any], before: dict[str, Any], become: list[str]
-) -> None:
+@pytest.mark.usefixtures("before")
+def test_all_but_the_machine_that_is_off_is_set_up(hosts: dict[str, Any], become: list[str]) -> None:
     done = play("site.yml", *become)
     assert done.changed["server"] > 0, done.output
     assert done.changed["workstation"] > 0, done.output
@@ -194,18 +194,17 @@ def test_workstation_installs_through_the_server(hosts: dict[str, Any]) -> None:
 
 def test_nginx_conf_and_sites_are_the_administrators(hosts: dict[str, Any], before: dict[str, Any]) -> None:
     after = snapshot(hosts["server"], "server")["files"]
-    theirs = [
-        path for path in before["server"]["files"] if path.startswith(("/etc/nginx/", "/etc/pip.conf", "/var/www/"))
-    ]
-    assert [path for path in theirs if after.get(path) != before["server"]["files"][path]] == []
+    was = before["server"]["files"]
+    theirs = [path for path in was if path.startswith(("/etc/nginx/", "/etc/pip.conf", "/var/www/"))]
+    assert [path for path in theirs if after.get(path) != was[path]] == []
     assert '"GET /page HTTP/1.1" 200' in run(hosts["server"], "tail -n 1000 /var/log/nginx/wiki.log")
 
 
 def test_schedule_works_under_umask_077(hosts: dict[str, Any]) -> None:
-    assert (
-        run(hosts["server"], "su admin -c 'echo an-administrators-password | sudo -S sh -c umask 2> /dev/null'")
-        == "0077"
-    )
+    way_in = HOSTS["pypi_cache"]["hosts"]["server"]
+    ssh = ["ssh", "-i", way_in["ansible_ssh_private_key_file"], *way_in["ansible_ssh_common_args"].split()]
+    command = [*ssh, f"admin@{HOST}", "sudo -S sh -c umask"]
+    assert subprocess.run(command, input=PASSWORD, check=True, capture_output=True, text=True).stdout == "0077\n"
     done = attempt(hosts["server"], "runuser -u conda-mirror -- /usr/local/bin/lanmirror-conda-sync logged")
     assert done.rc == 5, done.stdout + done.stderr  # documented: the upstream cannot be reached
 
@@ -224,9 +223,8 @@ def test_machines_are_as_they_were_after_the_removal(
     done = play("playbooks/remove.yml", *become, "-e", json.dumps(everything))
     assert not re.search(r"failed=[1-9]", done.output), done.output
     after = {name: snapshot(host, name) for name, host in hosts.items()}
-    assert {name: differences(hosts[name], before[name], after[name]) for name in MACHINES} == dict.fromkeys(
-        MACHINES, []
-    )
+    found = {name: differences(hosts[name], before[name], after[name]) for name in MACHINES}
+    assert found == {name: [] for name in MACHINES}
     for name in MACHINES:
         stay = {row.split()[0] for row in set(after[name]["packages"]) - set(before[name]["packages"])}
         missing = {row.split()[0] for row in set(before[name]["packages"]) - set(after[name]["packages"])}
