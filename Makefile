@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
-# Debian's releases under test, and that of the lab.
+# The releases under test, and that of the lab: bookworm and trixie of Debian, noble of Ubuntu.
 DISTROS ?= bookworm trixie
 export LANMIRROR_DISTRO ?= bookworm
 # Molecule in plain lines, which a log shows as they are.
@@ -58,7 +58,7 @@ unit: $(VENV)/.made ## Run the fast tests: engine, templates, specs
 	@pytest
 
 .PHONY: molecule
-molecule: default pair ## Run the tests in containers, for each of DISTROS
+molecule: default pair ssh ## Run the tests in containers, for each of DISTROS
 
 .PHONY: default
 default: $(VENV)/.made docker
@@ -68,15 +68,19 @@ default: $(VENV)/.made docker
 pair: $(VENV)/.made docker
 	@LANMIRROR_DISTRO=bookworm molecule test -s pair
 
-# Two at a time, since much of either is waiting: the long one beside the short ones.
+.PHONY: ssh
+ssh: $(VENV)/.made docker
+	@LANMIRROR_DISTRO=bookworm molecule test -s ssh
+
+# Two at a time, since much of either is waiting. Each half takes about as long as the other.
 .PHONY: test
 test: lint docker ## Run everything: lint, pytest, Molecule
-	@echo "pytest and scenario pair run beside scenario default; what either says is printed when it has ended"
-	$(MAKE) --jobs=2 --output-sync=target --no-print-directory default pair-after-unit
+	@echo "pytest and scenarios pair and ssh run beside scenario default; each half is printed when it has ended"
+	$(MAKE) --jobs=2 --output-sync=target --no-print-directory default all-but-default
 
-.PHONY: pair-after-unit
-pair-after-unit: unit
-	@$(MAKE) --no-print-directory pair
+.PHONY: all-but-default
+all-but-default: unit
+	@$(MAKE) --no-print-directory pair ssh
 
 .PHONY: docs
 docs: $(VENV)/.made ## Write the generated parts of the documentation again
