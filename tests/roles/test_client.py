@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import configparser
 import datetime
+import itertools
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -147,6 +150,12 @@ def pip_files(draw: st.DrawFn) -> str:
     return text if draw(st.booleans()) else text.rstrip("\n")
 
 
+def effective(text: str, command: str) -> dict[str, str]:
+    """Give the options of a command as pip puts them together: its own section beats [global]."""
+    sections = client.parse_pip(text)
+    return {**sections.get("global", {}), **{name: value for name, value in sections.get(command, {}).items() if value}}
+
+
 @given(pip_files())
 def test_pip_any_file(text: str) -> None:
     try:
@@ -160,8 +169,11 @@ def test_pip_any_file(text: str) -> None:
     after = client.parse_pip(result)
     for section, options in before.items():
         for name, value in options.items():
-            if section != "global" or name not in PIP:
+            if name not in PIP:
                 assert after[section][name] == value
+    for command in ("install", "list", "download"):
+        assert effective(result, command)["index-url"] == PIP["index-url"]
+        assert PIP["trusted-host"] in effective(result, command)["trusted-host"].split()
     assert client.apply_pip(result, PIP) == result
     assert client.remove(result) == text
 
@@ -180,9 +192,15 @@ def test_any_text_is_edited_or_refused(text: str) -> None:
 # ---- conda -------------------------------------------------------------------------------------------------
 
 
+def wanted(before: dict[str, Any]) -> dict[str, Any]:
+    """Give what goes into a file: channels only where it has none."""
+    return {name: value for name, value in CONDA.items() if name != "channels" or not before.get("channels")}
+
+
 def test_conda_settings() -> None:
     assert CONDA == {
         "show_channel_urls": True,
+        "channels": ["defaults"],
         "default_channels": ["http://192.0.2.10/anaconda/pkgs/main", "http://192.0.2.10/anaconda/pkgs/r"],
         "custom_channels": {"conda-forge": "http://192.0.2.10/anaconda/cloud"},
     }
@@ -194,6 +212,8 @@ def test_conda_new_file() -> None:
     assert text == (
         f"{client.BEGIN} [new file]\n"
         "show_channel_urls: true\n"
+        "channels:\n"
+        "  - defaults\n"
         "default_channels:\n"
         "  - http://192.0.2.10/anaconda/pkgs/main\n"
         "  - http://192.0.2.10/anaconda/pkgs/r\n"
@@ -230,7 +250,7 @@ def test_conda_keeps_what_is_not_ours(text: str) -> None:
     result = client.apply_conda(text, CONDA)
     before, after = yaml.safe_load(text) or {}, yaml.safe_load(result)
     merged = {**(before.get("custom_channels") or {}), **CONDA["custom_channels"]}
-    assert after == {**before, **CONDA, "custom_channels": merged}
+    assert after == {**before, **wanted(before), "custom_channels": merged}
     assert ours_out(result) == text.splitlines()
     assert client.apply_conda(result, CONDA) == result
     assert client.remove(result) == text
@@ -257,13 +277,10 @@ def test_conda_mapping_of_the_user_keeps_its_lines() -> None:
         ("a: 1\n b: 2\n", 2),
         ("- a\n", 1),
         ("text\n", 1),
-        ("~\n", 1),
-        ("{a: 1}\n", 1),
         ("a: 1\nb: 2\na: 3\n", 3),
         ("a: !thing 1\n", 1),
         ("a: 1\n---\nb: 2\n", 2),
         ("a: 1\n\tb: 2\n", 2),
-        ("default_channels: &x [a]\nother: *x\n", None),
     ],
 )
 def test_conda_refuses_what_it_cannot_edit_and_names_the_line(text: str, line: int | None) -> None:
@@ -302,7 +319,7 @@ def test_conda_any_file(text: str) -> None:
     before = yaml.safe_load(text) or {}
     result = client.apply_conda(text, CONDA)
     merged = {**(before.get("custom_channels") or {}), **CONDA["custom_channels"]}
-    assert yaml.safe_load(result) == {**before, **CONDA, "custom_channels": merged}
+    assert yaml.safe_load(result) == {**before, **wanted(before), "custom_channels": merged}
     assert client.apply_conda(result, CONDA) == result
     assert client.remove(result) == text
     other = client.conda_settings("https://other.lan", ["main"], [])
@@ -315,83 +332,351 @@ PATHS = {
     "pip": {"machine": "/etc/pip.conf", "user": "~/.config/pip/pip.conf"},
     "conda": {"machine": "/etc/conda/.condarc", "user": "~/.condarc"},
 }
-
-
+SERVER = dict.fromkeys(PATHS, URL)
 NOWHERE = dict.fromkeys(PATHS, "")
+MACHINE = client.client_targets(["pip", "conda"], [], [""], PATHS)
+ALICE = client.client_targets(["pip", "conda"], ["alice"], [], PATHS)
 
 
 def test_targets_of_the_machine_and_of_users() -> None:
-    machine = client.client_targets(["pip", "conda"], [], PATHS)
-    assert [(t["key"], t["user"]) for t in machine] == [("/etc/pip.conf", ""), ("/etc/conda/.condarc", "")]
-    users = client.client_targets(["conda"], ["alice", "bob"], PATHS)
-    assert [(t["key"], t["user"], t["path"]) for t in users] == [
-        ("~alice/.condarc", "alice", "~/.condarc"),
-        ("~bob/.condarc", "bob", "~/.condarc"),
+    assert [(t["key"], t["user"]) for t in MACHINE] == [("/etc/pip.conf", ""), ("/etc/conda/.condarc", "")]
+    users = client.client_targets(["conda"], ["alice", "bob"], ["", "carol", "bob"], PATHS)
+    assert [(t["key"], t["path"], t["wanted"]) for t in users] == [
+        ("~alice/.config/pip/pip.conf", "~/.config/pip/pip.conf", False),
+        ("~alice/.condarc", "~/.condarc", True),
+        ("~bob/.config/pip/pip.conf", "~/.config/pip/pip.conf", False),
+        ("~bob/.condarc", "~/.condarc", True),
+        ("/etc/pip.conf", "/etc/pip.conf", False),
+        ("/etc/conda/.condarc", "/etc/conda/.condarc", False),
+        ("~carol/.config/pip/pip.conf", "~/.config/pip/pip.conf", False),
+        ("~carol/.condarc", "~/.condarc", False),
     ]
 
 
-def files(pip: str | None, conda: str | None, problem: str = "") -> list[dict[str, object]]:
-    targets = client.client_targets(["pip", "conda"], [], PATHS)
-    return [
-        {"client_target": target, "path": target["path"], "content": text, "problem": problem}
-        for target, text in zip(targets, (pip, conda), strict=True)
-    ]
+def other(tool: str, user: str, path: str, rank: int, content: str) -> dict[str, Any]:
+    return {"tool": tool, "user": user, "path": path, "rank": rank, "content": content}
+
+
+def found(
+    *texts: str | None, targets: Sequence[dict[str, Any]] = MACHINE, others: Sequence[object] = (), **more: object
+) -> dict[str, Any]:
+    """Give what the module client_files would find."""
+    usual = {"folders": 0, "problem": "", "unwritable": "", "gone": False}
+    read = [{**usual, "path": t["path"], "content": x, **more} for t, x in zip(targets, texts, strict=True)]
+    return {"files": read, "others": list(others), "variables": [], "pips_of_users": []}
+
+
+def plan(
+    seen: dict[str, Any],
+    urls: dict[str, str] = SERVER,
+    repos: Sequence[str] = ("main",),
+    targets: Sequence[dict[str, Any]] = MACHINE,
+) -> list[dict[str, Any]]:
+    done: list[dict[str, Any]] = client.client_plan(seen, targets, urls, repos, [])
+    return done
 
 
 def test_plan_there_and_back() -> None:
-    there = client.client_plan(files(None, "x: 1\n"), dict.fromkeys(PATHS, URL), ["main"], [])
-    assert all(entry["problem"] is None for entry in there.values())
-    texts = [entry["content"] for entry in there.values()]
-    back = client.client_plan(files(*texts), NOWHERE, [], [])
-    assert back == {
-        "/etc/pip.conf": {"content": None, "problem": None},
-        "/etc/conda/.condarc": {"content": "x: 1\n", "problem": None},
-    }
+    there = plan(found(None, "x: 1\n"))
+    assert [entry["problem"] for entry in there] == [None, None]
+    back = plan(found(*(entry["content"] for entry in there)), NOWHERE)
+    assert [(entry["content"], entry["changed"]) for entry in back] == [(None, True), ("x: 1\n", True)]
+    again = plan(found(*(entry["content"] for entry in there)))
+    assert [entry["changed"] for entry in again] == [False, False]
 
 
 def test_plan_absent_where_nothing_is() -> None:
-    plan = client.client_plan(files(None, ""), NOWHERE, [], [])
-    assert [entry["content"] for entry in plan.values()] == [None, ""]
-
-
-def test_plan_names_file_and_line() -> None:
-    plan = client.client_plan(files("[global]\nx\n", "a: [\n"), dict.fromkeys(PATHS, URL), ["main"], [])
-    assert plan["/etc/pip.conf"]["problem"] == "/etc/pip.conf, line 2: pip cannot read this line"
-    assert str(plan["/etc/conda/.condarc"]["problem"]).startswith("/etc/conda/.condarc, line 2: it is not YAML")
-
-
-def test_plan_passes_on_why_a_file_cannot_be_read() -> None:
-    plan = client.client_plan(files(None, None, "/etc/pip.conf: denied"), dict.fromkeys(PATHS, URL), [], [])
-    assert plan["/etc/pip.conf"] == {"content": None, "problem": "/etc/pip.conf: denied"}
+    done = plan(found(None, ""), NOWHERE)
+    assert [(entry["content"], entry["changed"]) for entry in done] == [(None, False), ("", False)]
 
 
 def test_plan_takes_out_the_half_that_is_not_there() -> None:
-    there = client.client_plan(files("[global]\n", "x: 1\n"), dict.fromkeys(PATHS, URL), ["main"], [])
-    texts = [entry["content"] for entry in there.values()]
-    half = client.client_plan(files(*texts), {"pip": "https://pypi.lab.lan", "conda": ""}, ["main"], [])
-    assert "https://pypi.lab.lan/root" in str(half["/etc/pip.conf"]["content"])
-    assert half["/etc/conda/.condarc"] == {"content": "x: 1\n", "problem": None}
+    texts = [entry["content"] for entry in plan(found("[global]\n", "x: 1\n"))]
+    pip, conda = plan(found(*texts), {"pip": "https://pypi.lab.lan", "conda": ""})
+    assert "https://pypi.lab.lan/root" in pip["content"]
+    assert conda["content"] == "x: 1\n"
+
+
+def test_plan_leaves_conda_alone_while_the_server_has_no_channel() -> None:
+    assert [entry["content"] is None for entry in plan(found(None, None), repos=())] == [False, True]
+
+
+def test_plan_names_file_and_line_and_does_the_others() -> None:
+    pip, conda = plan(found("[global]\nx\n", "a: [\n"))
+    assert pip["problem"] == "/etc/pip.conf: line 2: pip cannot read this line"
+    assert str(conda["problem"]).startswith("/etc/conda/.condarc: line 2: it is not YAML")
+    pip, conda = plan(found("[global]\nx\n", "a: 1\n"))
+    assert (pip["changed"], conda["changed"]) == (False, True)
+
+
+def test_plan_passes_on_why_a_file_cannot_be_read_or_written() -> None:
+    assert plan(found(None, None, problem="denied"))[0]["problem"] == "/etc/pip.conf: denied"
+    full = found(None, None, unwritable="No space left on device")
+    assert plan(full)[0]["problem"] == "/etc/pip.conf: it cannot be written (No space left on device)"
+    assert plan(full, NOWHERE)[0]["problem"] is None
+    right = [entry["content"] for entry in plan(found(None, None))]
+    assert [entry["problem"] for entry in plan(found(*right, unwritable="Read-only file system"))] == [None, None]
+
+
+def test_plan_forgets_a_user_who_is_gone() -> None:
+    seen = found(None, None, targets=ALICE, problem="there is no user alice", gone=True)
+    assert [entry["problem"] for entry in plan(seen, NOWHERE, targets=ALICE)] == [None, None]
+    assert [entry["problem"] is None for entry in plan(seen, targets=ALICE)] == [False, False]
+
+
+def test_folders_that_were_made_go_again() -> None:
+    there = plan(found(None, None, folders=2))
+    texts = [entry["content"] for entry in there]
+    assert all("[new folders: 2]" in text for text in texts)
+    again = plan(found(*texts), {"pip": "https://other.lan", "conda": "https://other.lan"})
+    back = plan(found(*(entry["content"] for entry in again)), NOWHERE)
+    assert [(entry["content"], entry["folders"]) for entry in back] == [(None, 2), (None, 2)]
+    theirs = plan(found(*(text + "# mine\n" for text in texts)), NOWHERE)
+    assert [entry["content"] for entry in theirs] == ["# mine\n", "# mine\n"]
+
+
+# ---- which file wins ---------------------------------------------------------------------------------------
+
+PIP_SECTIONS = {
+    "trusted-host alone": "[install]\ntrusted-host = files.example\n",
+    "index-url": "[install]\nindex-url = https://files.example/simple\nuser = true\n",
+    "its other name": "[install]\npypi-url = https://files.example/simple\n",
+    "each command": "".join(
+        f"[{name}]\nindex-url=https://x.example\n\n" for name in ("download", "wheel", "lock", "index")
+    ),
+    "with global": "[install]\ntrusted_host = a b\n# why\n[global]\nindex-url = https://x.example\ntrusted-host = c",
+    "by the defaults": "[DEFAULT]\nindex-url = https://x.example\n[install]\nuser = true\n",
+    "last of all": "[install]\n  index-url = https://x.example",
+}
+
+
+@pytest.mark.parametrize("text", PIP_SECTIONS.values(), ids=PIP_SECTIONS)
+def test_pip_ours_wins_in_each_section(text: str) -> None:
+    result = client.apply_pip(text, PIP)
+    for command in ("install", "download", "wheel", "lock", "index", "list"):
+        options = effective(result, command)
+        assert options["index-url"] == PIP["index-url"], command
+        assert PIP["trusted-host"] in options["trusted-host"].split(), command
+    for section, options in client.parse_pip(text).items():
+        hosts = client.parse_pip(result)[section].get("trusted-host", "").split()
+        assert set(options.get("trusted-host", "").split()) <= set(hosts)
+    assert ours_out(result) == text.splitlines()
+    assert client.apply_pip(result, PIP) == result
+    assert client.remove(result) == text
+
+
+def test_pip_section_has_only_what_would_be_overridden() -> None:
+    result = client.apply_pip(PIP_SECTIONS["trusted-host alone"], PIP)
+    assert client.parse_pip(result)["install"] == {"trusted-host": "files.example 192.0.2.10"}
+
+
+def test_pip_section_of_the_machine_does_not_beat_the_file_of_a_user() -> None:
+    machine = other("pip", "", "/etc/pip.conf", 1, "[install]\ntrusted-host = a.example\n")
+    seen = found(None, None, targets=ALICE, others=[machine])
+    text = plan(seen, targets=ALICE)[0]["content"]
+    assert client.parse_pip(text)["install"] == {"trusted-host": "192.0.2.10"}
+    assert client.remove(text) is None
+    not_hers = other("pip", "bob", "/home/bob/.pip/pip.conf", 2, machine["content"])
+    seen = found(None, None, targets=ALICE, others=[not_hers])
+    assert "install" not in client.parse_pip(plan(seen, targets=ALICE)[0]["content"])
+
+
+def notes(others: Sequence[object], targets: Sequence[dict[str, Any]] = MACHINE, **more: object) -> list[str]:
+    seen = {**found(None, None, targets=targets, others=others), **more}
+    named: list[str] = client.client_notes(seen, targets, SERVER, ["main"], ["conda-forge"])
+    return named
+
+
+def test_what_counts_more_and_is_not_ours_is_named() -> None:
+    user = "[install]\ntrusted-host = a.example\n[global]\nindex-url = https://u:secret@x.example\ntimeout = 1\n"
+    pip = other("pip", "alice", "/home/alice/.config/pip/pip.conf", 3, user)
+    conda = other(
+        "conda", "alice", "/home/alice/.condarc", 50, "channels: [bioconda]\ncustom_channels: {conda-forge: x}\n"
+    )
+    multi = other("conda", "", "/etc/conda/condarc.d/a.yml", 2, "custom_multichannels: {defaults: [x]}\nauto: 1\n")
+    lines = [{"tool": "pip", "path": "/etc/environment", "line": 3, "name": "PIP_INDEX_URL"}]
+    assert notes([pip, conda, multi], variables=lines) == [
+        "/home/alice/.config/pip/pip.conf: [install] trusted-host, [global] index-url",
+        "/home/alice/.condarc: channels, custom_channels: conda-forge",
+        "/etc/conda/condarc.d/a.yml: custom_multichannels: defaults",
+        "/etc/environment, line 3: PIP_INDEX_URL",
+    ]
+    assert notes([pip, conda], client.client_targets(["pip", "conda"], ["bob"], [], PATHS)) == []
+
+
+def test_what_agrees_with_us_or_counts_less_is_not_named() -> None:
+    agrees = other("pip", "alice", "/home/alice/.pip/pip.conf", 2, client.apply_pip(None, PIP))
+    same = other("pip", "bob", "/home/bob/.pip/pip.conf", 2, f"[global]\nindex-url = {PIP['index-url']}\n")
+    less = other("pip", "", "/etc/xdg/pip/pip.conf", 0, "[global]\nindex-url = https://x.example\n")
+    broken = other("conda", "bob", "/home/bob/.condarc", 50, "a: [\n")
+    assert notes([agrees, same, less, broken]) == []
+    beside = other("pip", "", "/etc/pip.conf", 1, "[global]\nextra-index-url = https://x.example\n")
+    assert notes([beside]) == ["/etc/pip.conf: [global] extra-index-url"]
+
+
+# ---- conda's channels --------------------------------------------------------------------------------------
+
+
+def test_conda_channels_are_written_where_nobody_has_some() -> None:
+    assert client.conda_settings(URL, ["main"], ["conda-forge"])["channels"] == ["defaults"]
+    assert client.conda_settings(URL, [], ["conda-forge", "conda-forge/label/rc"])["channels"] == ["conda-forge"]
+    for text in ("channels: [bioconda]\n", "channel: [bioconda]\n", "{channels: [bioconda]}\n"):
+        after = yaml.safe_load(client.apply_conda(text, CONDA))
+        assert {**after, **yaml.safe_load(text)} == after
+        assert "defaults" not in (after.get("channels") or [])
+    for text in ("channels: []\n", "channels:\n", ""):
+        result = client.apply_conda(text, CONDA)
+        assert yaml.safe_load(result)["channels"] == ["defaults"]
+        assert client.remove(result) == text
+
+
+@pytest.mark.parametrize(
+    ("user", "path", "rank", "targets"),
+    [
+        ("", "/etc/conda/condarc", 1, MACHINE),
+        ("", "/etc/conda/condarc.d/site.yml", 2, MACHINE),
+        ("", "/var/lib/conda/.condarc", 10, MACHINE),
+        ("", "/opt/miniforge3/.condarc", 20, MACHINE),
+        ("", "/etc/conda/.condarc", 0, ALICE),
+        ("alice", "/home/alice/miniforge3/.condarc", 20, ALICE),
+        ("alice", "/home/alice/.config/conda/condarc", 31, ALICE),
+        ("alice", "/home/alice/.conda/.condarc", 40, ALICE),
+    ],
+)
+def test_conda_channels_of_another_file_that_counts_are_enough(
+    user: str, path: str, rank: int, targets: list[dict[str, Any]]
+) -> None:
+    for text, written in (("channels: [conda-forge]\n", False), ("auto: 1\n", True)):
+        seen = found(None, None, targets=targets, others=[other("conda", user, path, rank, text)])
+        content = plan(seen, targets=targets)[1]["content"]
+        assert ("channels" in yaml.safe_load(content)) is written
+
+
+def test_conda_channels_of_one_user_are_not_enough_for_the_machine() -> None:
+    theirs = other("conda", "alice", "/home/alice/.condarc", 50, "channels: [conda-forge]\n")
+    assert yaml.safe_load(plan(found(None, None, others=[theirs]))[1]["content"])["channels"] == ["defaults"]
+
+
+def test_conda_labels_and_nested_channels() -> None:
+    settings = client.conda_settings(URL, [], ["conda-forge/label/broken", "nvidia/label/cuda-12.4.0"])
+    text = client.apply_conda("custom_channels:\n  nvidia/label/cuda-12.4.0: https://x.example\n", settings)
+    assert yaml.safe_load(text)["custom_channels"] == {
+        "conda-forge/label/broken": f"{URL}/anaconda/cloud",
+        "nvidia/label/cuda-12.4.0": f"{URL}/anaconda/cloud",
+    }
+
+
+def test_conda_multichannel_of_the_same_name_gives_way() -> None:
+    text = "custom_multichannels:\n  lab: [a]\n  defaults: [https://x.example]\n"
+    result = client.apply_conda(text, CONDA)
+    assert yaml.safe_load(result)["custom_multichannels"] == {"lab": ["a"], "defaults": CONDA["default_channels"]}
+    assert client.remove(result) == text
+
+
+ODD_CONDA_FILES = {
+    "empty braces": "{}\n",
+    "braces": "{channels: [conda-forge]}",
+    "braces over lines": "# mine\n{\n  # why\n  auto: 1,\n  default_channels: [a]}\n# end\n",
+    "braces after a mark": "--- {a: 1}\n",
+    "alias as a value": "default_channels: &x [a]\nother: *x\n",
+    "alias of a mapping": "custom_channels: &x {conda-forge: a}\nother: *x\n",
+    "merged mapping": "base: &x {conda-forge: a, lab: b}\ncustom_channels:\n  <<: *x\n  more: c\n",
+    "byte order mark": "\ufeffauto: 1\ndefault_channels: [a]\n",
+    "mark alone": "\ufeff",
+    "mark and braces": "\ufeff{a: 1}",
+    "document mark": "---\n",
+    "empty document": "---\n...\n",
+    "directive": "%YAML 1.1\n---\n",
+    "directive and braces": "%YAML 1.1\n--- {a: 1}\n...\n",
+    "null": "~\n",
+    "null after a mark": "--- null # nothing\n",
+    "comments": "# a\n# b",
+    "text over lines": "{note: 'a\n\n  # b', auto: 1}\n",
+}
+
+
+@pytest.mark.parametrize("text", ODD_CONDA_FILES.values(), ids=ODD_CONDA_FILES)
+def test_conda_odd_files_are_edited(text: str) -> None:
+    before = yaml.safe_load(text) or {}
+    result = client.apply_conda(text, CONDA)
+    assert result.startswith("\ufeff") == text.startswith("\ufeff")
+    after = yaml.safe_load(result)
+    merged = {**(before.get("custom_channels") or {}), **CONDA["custom_channels"]}
+    assert after == {**before, **wanted(before), "custom_channels": merged}
+    assert client.apply_conda(result, CONDA) == result
+    assert client.remove(result) == text
+
+
+def test_conda_file_that_would_keep_the_controller_busy_is_refused() -> None:
+    bomb = "a: &a [x, x]\n" + "".join(
+        f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in itertools.pairwise("abcdefgh")
+    )
+    with pytest.raises(client.SettingsError, match="aliases"):
+        client.apply_conda(bomb, CONDA)
+
+
+# ---- the server --------------------------------------------------------------------------------------------
 
 
 def test_addresses_of_servers_go_to_the_hosts_file() -> None:
     ours = client.client_hosts({"pypi.lab.lan": "192.0.2.10", "conda.lab.lan": "192.0.2.11"})
     assert ours == ["192.0.2.10 pypi.lab.lan # lanmirror", "192.0.2.11 conda.lab.lan # lanmirror"]
-    other = client.client_other_hosts(ours)
+    pattern = client.client_other_hosts(ours)
     lines = [
         *ours,
         "192.0.2.9 pypi.lab.lan # lanmirror",
         "192.0.2.12 pypi.lab.lan",
         "192.0.2.10 pypi.lab.lan.x # lanmirror",
     ]
-    assert [line for line in lines if re.search(other, line)] == [lines[2], lines[4]]
+    assert [line for line in lines if re.search(pattern, line)] == [lines[2], lines[4]]
     assert re.search(client.client_other_hosts([]), ours[0])
+
+
+def test_questions_to_the_servers() -> None:
+    urls = {"pip": "http://pypi.lab.lan/", "conda": "https://conda.lab.lan"}
+    asked = client.client_questions(urls, ["main"], ["conda-forge/label/rc"], ["pip", "conda"])
+    assert [question["url"] for question in asked] == [
+        "http://pypi.lab.lan/",
+        "https://conda.lab.lan/anaconda/pkgs/main/noarch/repodata.json",
+        "https://conda.lab.lan/anaconda/cloud/conda-forge/label/rc/noarch/repodata.json",
+    ]
+    assert client.client_questions(NOWHERE, ["main"], [], ["pip", "conda"]) == []
+    assert client.client_questions(urls, ["main"], [], []) == []
+
+
+def test_answers_of_the_servers() -> None:
+    asked = client.client_questions(SERVER, ["main", "r"], ["conda-forge"], ["pip", "conda"])
+    answers = [
+        {"__client_question": q, "status": s, "msg": "why"} for q, s in zip(asked, (503, 200, 404, 502), strict=True)
+    ]
+    assert client.client_missing(answers) == ["pkgs/r"]
+    assert client.client_silent(answers) == [f"{asked[3]['url']} answers 502"]
+    down = [{"__client_question": asked[0], "status": -1, "msg": "Connection refused"}]
+    assert client.client_silent(down) == [f"{URL}/: Connection refused"]
+
+
+@pytest.mark.parametrize(
+    ("url", "broken"),
+    [
+        ("https://192.0.2.10", True),
+        ("https://[2001:db8::1]:8443/", True),
+        ("https://mirror.lab.lan", False),
+        ("http://192.0.2.10", False),
+        ("", False),
+    ],
+)
+def test_pip_that_cannot_reach_an_address_by_https(url: str, broken: bool) -> None:
+    for version, fails in (("24.1.2", False), ("24.2", True), ("25.1.1", True), ("26.0.1", True), ("26.1", False)):
+        pip = {"path": "/usr/lib/x", "version": version}
+        assert client.client_broken_pips(url, [pip]) == ([f"pip {version} (/usr/lib/x)"] if broken and fails else [])
 
 
 # ---- the module --------------------------------------------------------------------------------------------
 
+module = python_file(ROLE / "library" / "client_files.py")
+
 
 def test_module_writes_through_a_link_and_keeps_the_mode(tmp_path: Path) -> None:
-    module = python_file(ROLE / "library" / "client_file.py")
     real, link = tmp_path / "dotfiles" / "pip.conf", tmp_path / "pip.conf"
     module.write(real, "one\n")
     assert real.stat().st_mode & 0o777 == 0o644
@@ -404,6 +689,72 @@ def test_module_writes_through_a_link_and_keeps_the_mode(tmp_path: Path) -> None
     assert module.read(tmp_path / "none") is None
 
 
+def test_module_removes_the_folders_that_it_made_and_no_other(tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b" / "pip.conf"
+    assert module.missing_folders(deep) == [tmp_path / "a" / "b", tmp_path / "a"]
+    module.write(deep, "x")
+    module.delete(deep, 2)
+    assert list(tmp_path.iterdir()) == []
+    module.write(deep, "x")
+    (tmp_path / "a" / "theirs").touch()
+    module.delete(deep, 2)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["theirs"]
+
+
+def test_module_finds_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    assert module.unwritable(tmp_path) == ""
+    assert list(tmp_path.iterdir()) == []
+    assert module.unwritable(Path("/proc")) != ""
+    assert module.unwritable(Path("/sys")) != ""
+
+
+def test_module_remembers_users(tmp_path: Path) -> None:
+    memory = str(tmp_path / "lanmirror" / "client.json")
+    assert module.remembered(memory) == []
+    module.remember(memory, ["bob", "alice"])
+    assert module.remembered(memory) == ["alice", "bob"]
+    module.remember(memory, [])
+    assert list(tmp_path.iterdir()) == []
+    Path(memory).parent.mkdir()
+    Path(memory).write_text("[broken")
+    assert module.remembered(memory) == []
+
+
+def test_module_reads_what_counts_for_a_user(tmp_path: Path) -> None:
+    files = {
+        ".condarc": "a: 1\n",
+        ".conda/condarc.d/x.yml": "b: 1\n",
+        ".conda/condarc.d/x.txt": "no\n",
+        "miniforge3/condabin/conda": "",
+        "miniforge3/.condarc": "c: 1\n",
+        "venv/pyvenv.cfg": "",
+        "venv/pip.conf": "[global]\n",
+        "other/pip.conf": "[global]\n",
+        ".bashrc": "# PIP_INDEX_URL=x\nexport PIP_INDEX_URL=https://u:secret@x PIP_CERT=y\n"
+        "PIP_TRUSTED_HOST=mirror.lab\n",
+        ".config/fish/config.fish": "set -gx CONDARC /x\necho $PIP_CERT\n",
+        ".local/lib/python3.13/site-packages/pip-25.1.1.dist-info/METADATA": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    others = [(o["tool"], o["rank"], o["path"].removeprefix(f"{tmp_path}/")) for o in module.others_of("me", tmp_path)]
+    assert others == [
+        ("conda", 42, ".conda/condarc.d/x.yml"),
+        ("conda", 50, ".condarc"),
+        ("conda", 20, "miniforge3/.condarc"),
+        ("pip", 60, "venv/pip.conf"),
+    ]
+    lines = [(v["line"], v["name"]) for v in module.variables_of(tmp_path, ["mirror.lab"])]
+    assert lines == [(2, "PIP_INDEX_URL"), (2, "PIP_CERT"), (1, "CONDARC")]
+    assert "secret" not in str(list(module.variables_of(tmp_path, [])))
+    assert [pip["version"] for pip in module.pips(module.PIPS_OF_USERS, tmp_path)] == ["25.1.1"]
+
+
+def test_module_shows_no_password_in_a_diff() -> None:
+    assert module.hidden("index-url = https://u:secret@x/simple\n") == "index-url = https://***@x/simple\n"
+
+
 # ---- trust -------------------------------------------------------------------------------------------------
 
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
@@ -413,12 +764,12 @@ def test_tools_use_the_trust_store_where_a_root_is_given() -> None:
     assert client.pip_settings("https://mirror.lab.lan", BUNDLE)["cert"] == BUNDLE
     assert client.conda_settings("https://mirror.lab.lan", [], [], BUNDLE)["ssl_verify"] == BUNDLE
     texts = "[global]\ncert = /old.pem\n", "ssl_verify: false\n"
-    there = client.client_plan(files(*texts), dict.fromkeys(PATHS, "https://mirror.lab.lan"), [], [], ca_bundle=BUNDLE)
-    new = [str(entry["content"]) for entry in there.values()]
+    urls = dict.fromkeys(PATHS, "https://mirror.lab.lan")
+    there = client.client_plan(found(*texts), MACHINE, urls, ["main"], [], ca_bundle=BUNDLE)
+    new = [str(entry["content"]) for entry in there]
     assert client.parse_pip(new[0])["global"]["cert"] == BUNDLE
     assert yaml.safe_load(new[1])["ssl_verify"] == BUNDLE
-    back = client.client_plan(files(*new), NOWHERE, [], [])
-    assert tuple(entry["content"] for entry in back.values()) == texts
+    assert tuple(entry["content"] for entry in plan(found(*new), NOWHERE)) == texts
 
 
 def certificate(name: str, *, authority: bool = True, days: int = 1) -> str:

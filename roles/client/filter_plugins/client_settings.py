@@ -26,9 +26,14 @@ BEGIN = "# lanmirror: begin (written by Ansible, goes with client_state: absent)
 END = "# lanmirror: end"
 KEPT = "# lanmirror: kept: "
 NEW_FILE = " [new file]"
+NEW_FOLDERS = " [new folders: {}]"
 NEW_LINE = " [line ended]"
 
+BOM = "\ufeff"
+MOST_ALIASES = 20
+
 _BEGIN_LINE = re.compile(r"[ \t]*# lanmirror: begin\b.*")
+_NEW_FOLDERS = re.compile(r"\[new folders: (\d+)\]")
 _END_LINE = re.compile(r"[ \t]*# lanmirror: end[ \t\r]*")
 # Line breaks that a YAML parser or pip sees, and that a reader and `str.split("\n")` do not.
 _ODD_BREAK = re.compile("\r(?!\n)|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
@@ -55,11 +60,15 @@ def _lines(text: str) -> list[str]:
 
 
 def _check_breaks(text: str) -> None:
-    if text.startswith("\ufeff"):
-        raise SettingsError("it starts with a byte order mark; save it as plain UTF-8", 1)
     if odd := _ODD_BREAK.search(text):
         line = text.count("\n", 0, odd.start()) + 1
         raise SettingsError("it has a line break that is neither \\n nor \\r\\n", line)
+
+
+def new_folders(text: str | None) -> int:
+    """Return how many folders were made for the file that holds this text."""
+    found = _NEW_FOLDERS.search(text or "")
+    return int(found[1]) if found else 0
 
 
 def remove(text: str) -> str | None:
@@ -71,10 +80,11 @@ def remove(text: str) -> str | None:
     Raises:
         SettingsError: a marker has lost its partner, so that nobody can tell which lines are ours.
     """
+    mark = BOM if text.startswith(BOM) else ""
     out: list[str] = []
     begun: int | None = None
     new_file = False
-    for number, line in enumerate(_lines(text), start=1):
+    for number, line in enumerate(_lines(text.removeprefix(BOM)), start=1):
         bare = line.rstrip("\n")
         if _BEGIN_LINE.fullmatch(bare):
             if begun is not None:
@@ -91,7 +101,7 @@ def remove(text: str) -> str | None:
             out.append(line.removeprefix(KEPT))
     if begun is not None:
         raise SettingsError('"# lanmirror: begin" without "# lanmirror: end"', begun)
-    rest = "".join(out)
+    rest = mark + "".join(out)
     return None if new_file and not rest else rest
 
 
@@ -101,9 +111,8 @@ def _keep(lines: list[str], numbers: Sequence[int]) -> None:
         lines[number] = KEPT + lines[number]
 
 
-def _insert(lines: list[str], at: int, ours: Sequence[str], indent: str = "", *, new_file: bool = False) -> None:
+def _insert(lines: list[str], at: int, ours: Sequence[str], indent: str = "", flags: str = "") -> None:
     """Put a marked block before line `at` (numbered from 0)."""
-    flags = NEW_FILE if new_file else ""
     if at == len(lines) and lines and not lines[-1].endswith("\n"):
         lines[-1] += "\n"
         flags += NEW_LINE
@@ -111,12 +120,21 @@ def _insert(lines: list[str], at: int, ours: Sequence[str], indent: str = "", *,
     lines[at:at] = [f"{indent}{line}\n" for line in block]
 
 
+def _new_file(text: str | None, folders: int) -> str:
+    """Return the flags of a block in a file that we make, or in one that is not ours alone."""
+    if text is not None and remove(text) is not None:
+        return ""
+    folders = folders if text is None else new_folders(text)
+    return NEW_FILE + (NEW_FOLDERS.format(folders) if folders else "")
+
+
 # ---- pip.conf ---------------------------------------------------------------------------------------------
 
 
 def pip_name(name: str) -> str:
-    """Give an option's name as pip compares it."""
-    return name.strip().lower().replace("_", "-").removeprefix("--")
+    """Give an option's name as pip compares it, and --index-url for its other name."""
+    plain = name.strip().lower().replace("_", "-").removeprefix("--")
+    return "index-url" if plain == "pypi-url" else plain
 
 
 def parse_pip(text: str) -> dict[str, dict[str, str]]:
@@ -125,6 +143,8 @@ def parse_pip(text: str) -> dict[str, dict[str, str]]:
     Raises:
         SettingsError: pip itself would stop at this file.
     """
+    if text.startswith(BOM):
+        raise SettingsError("it starts with a byte order mark, which pip cannot read; save it as plain UTF-8", 1)
     parser = configparser.RawConfigParser()
     try:
         parser.read_string(text)
@@ -174,46 +194,74 @@ def _pip_options(lines: Sequence[str]) -> Iterator[tuple[str, str, int, int]]:
         yield section, option, first, last
 
 
-def apply_pip(text: str | None, settings: Mapping[str, str]) -> str:
-    """Put options into the section [global] of a pip.conf.
+def _pip_wanted(
+    before: Mapping[str, Mapping[str, str]], settings: Mapping[str, str], elsewhere: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, str]]:
+    """Give what each section must say, so that ours counts: pip's [install] beats [global], in whichever file it is."""
+    names = ["global", *(name for name in (*before, *elsewhere) if name not in ("global", "DEFAULT"))]
+    wanted = {}
+    for section in dict.fromkeys(names):
+        there = before.get(section, {})
+        known = settings if section == "global" else {**there, **elsewhere.get(section, {})}
+        ours = {name: value for name, value in settings.items() if known.get(name)}
+        # Hosts that the user trusts already stay beside ours.
+        if "trusted-host" in ours and (theirs := there.get("trusted-host", "").split()):
+            ours["trusted-host"] = " ".join(dict.fromkeys([*theirs, settings["trusted-host"]]))
+        if ours:
+            wanted[section] = ours
+    return wanted
+
+
+def apply_pip(
+    text: str | None,
+    settings: Mapping[str, str],
+    elsewhere: Mapping[str, Mapping[str, str]] | None = None,
+    folders: int = 0,
+) -> str:
+    """Put options into a pip.conf: into [global], and into each section that has them and would override it.
 
     Args:
         text: the file, or None when there is none.
         settings: values under pip's names; for `trusted-host` hosts that are there already stay beside ours.
+        elsewhere: sections of files that count less than this one, as `parse_pip` gives them.
+        folders: how many folders a new file needs.
 
     Raises:
         SettingsError: see `parse_pip` and `remove`.
     """
-    original = None if text is None else remove(text)
-    source = original or ""
+    source = (None if text is None else remove(text)) or ""
     _check_breaks(source)
     before = parse_pip(source)
-    settings = dict(settings)
-    theirs = before.get("global", {}).get("trusted-host", "").split()
-    if "trusted-host" in settings and theirs:
-        settings["trusted-host"] = " ".join(dict.fromkeys([*theirs, settings["trusted-host"]]))
-    ours = [f"{name} = {value}" for name, value in settings.items()]
+    wanted = _pip_wanted(before, settings, elsewhere or {})
 
     lines = _lines(source)
-    header: int | None = None
+    headers: dict[str, int] = {}
     for section, option, first, after in list(_pip_options(lines)):
-        if section == "global" and not option:
-            header = first
-        elif section == "global" and pip_name(option) in settings:
+        if not option:
+            headers[section] = first
+        elif pip_name(option) in wanted.get(section, {}):
             _keep(lines, range(first, after))
-    if header is None:
-        _insert(lines, len(lines), ["[global]", *ours], new_file=original is None)
-    else:
-        # As deep as what follows, or configparser takes that for the rest of our last value.
-        rest = (line for line in lines[header + 1 :] if line.strip() and line.lstrip()[0] not in "#;")
-        following = next(rest, "")
-        _insert(lines, header + 1, ours, following[: len(following) - len(following.lstrip())])
+    missing = [name for name in wanted if name not in headers]
+    if missing:
+        ours = [line for name in missing for line in (f"[{name}]", *_pip_lines(wanted[name]))]
+        _insert(lines, len(lines), ours, flags=_new_file(text, folders))
+    for section, header in sorted(headers.items(), key=lambda item: -item[1]):
+        if section in wanted:
+            # As deep as what follows, or configparser takes that for the rest of our last value.
+            rest = (line for line in lines[header + 1 :] if line.strip() and line.lstrip()[0] not in "#;")
+            following = next(rest, "")
+            indent = following[: len(following) - len(following.lstrip())]
+            _insert(lines, header + 1, _pip_lines(wanted[section]), indent)
     result = "".join(lines)
 
-    expected = {**before, "global": {**before.get("global", before["DEFAULT"]), **settings}}
+    expected = {**before, **{name: {**before.get(name, before["DEFAULT"]), **ours} for name, ours in wanted.items()}}
     if parse_pip(result) != expected:
-        raise SettingsError("it is written in a way that cannot be edited safely; put [global] into plain form")
+        raise SettingsError("it is written in a way that cannot be edited safely; put its sections into plain form")
     return result
+
+
+def _pip_lines(options: Mapping[str, str]) -> list[str]:
+    return [f"{name} = {value}" for name, value in options.items()]
 
 
 def pip_settings(server_url: str, ca_bundle: str = "") -> dict[str, str]:
@@ -240,8 +288,7 @@ def parse_conda(text: str) -> dict[str, Any]:
     Raises:
         SettingsError: it is not YAML, or no mapping, or names a key twice.
     """
-    root = _compose(text)
-    if root is None:
+    if _compose(text) is None:
         return {}
     try:
         loaded = yaml.safe_load(text)
@@ -258,10 +305,14 @@ def _yaml_error(error: Exception) -> SettingsError:
 
 def _compose(text: str) -> yaml.MappingNode | None:
     try:
+        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader))
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise _yaml_error(error) from error
-    if root is None or (isinstance(root, yaml.ScalarNode) and root.tag == "tag:yaml.org,2002:null" and not root.value):
+    if aliases > MOST_ALIASES:
+        # Each may stand for all before it: a file of a few lines could keep the controller busy for ever.
+        raise SettingsError(f"it has more than {MOST_ALIASES} aliases (*name); write the values out")
+    if root is None or (isinstance(root, yaml.ScalarNode) and root.tag == "tag:yaml.org,2002:null"):
         return None
     if not isinstance(root, yaml.MappingNode):
         raise SettingsError("it is no mapping of keys to values", root.start_mark.line + 1)
@@ -310,62 +361,92 @@ def _document_start(text: str) -> int:
     return 0
 
 
-def apply_conda(text: str | None, settings: Mapping[str, Any]) -> str:
+def apply_conda(text: str | None, settings: Mapping[str, Any], folders: int = 0) -> str:
     """Put keys into a .condarc.
 
     Args:
         text: the file, or None when there is none.
-        settings: values by key. A mapping is merged with what is there, entry by entry; any other value replaces it.
+        settings: values by key. A mapping is merged with what is there, entry by entry; `channels` are written only
+            where the file has none; any other value replaces what is there.
+        folders: how many folders a new file needs.
 
     Raises:
         SettingsError: see `parse_conda` and `remove`.
     """
-    original = None if text is None else remove(text)
-    source = original or ""
+    source = (None if text is None else remove(text)) or ""
+    mark = BOM if source.startswith(BOM) else ""
+    source = source.removeprefix(BOM)
     _check_breaks(source)
     before = parse_conda(source)
+    wanted = dict(settings)
+    if conda_channels(before):
+        wanted.pop("channels", None)
+    theirs = before.get("custom_multichannels")
+    if isinstance(theirs, Mapping) and theirs.get("defaults") and "default_channels" in wanted:
+        # It beats default_channels.
+        wanted["custom_multichannels"] = {"defaults": wanted["default_channels"]}
+    expected = before | {name: _merged(before.get(name), value) for name, value in wanted.items()}
+    flags = _new_file(text, folders)
+    for edit in (_key_by_key, _anew):
+        try:
+            result = edit(source, before, wanted, flags)
+            if parse_conda(result) == expected:
+                return mark + result
+        except (SettingsError, yaml.YAMLError, RecursionError):
+            continue
+    raise SettingsError("it is written in a way that cannot be edited safely; write one plain key to a line")
+
+
+def _merged(there: Any, wanted: Any) -> Any:
+    return {**there, **wanted} if isinstance(there, Mapping) and isinstance(wanted, Mapping) else wanted
+
+
+def _key_by_key(source: str, before: Mapping[str, Any], wanted: Mapping[str, Any], flags: str) -> str:
+    """Replace the lines of single keys, and put ours before the first."""
     root = _compose(source)
     if root is not None and root.flow_style:
-        raise SettingsError("it is one mapping in braces; write one key to a line", root.start_mark.line + 1)
-
+        raise SettingsError("it is one mapping in braces")
     lines = _lines(source)
     indent = " " * (root.start_mark.column if root else 0)
-    expected = dict(before)
-    top = dict(settings)
+    top = dict(wanted)
     nested: list[tuple[int, list[str], str]] = []
     for key, value in root.value if root else ():
-        if key.value not in settings:
+        if key.value not in wanted:
             continue
-        wanted, there = settings[key.value], before[key.value]
-        merge = isinstance(wanted, Mapping) and isinstance(there, Mapping)
+        ours, there = wanted[key.value], before[key.value]
+        merge = isinstance(ours, Mapping) and isinstance(there, Mapping)
         if merge and isinstance(value, yaml.MappingNode) and not value.flow_style and value.value:
             # Our entries go first into the user's own mapping, whose other lines stay.
             for entry, content in value.value:
-                if entry.value in wanted:
+                if entry.value in ours:
                     _keep(lines, range(entry.start_mark.line, _last_line(content) + 1))
-            entries = [f"{_plain(name)}: {_plain(url)}" for name, url in wanted.items()]
+            entries = [f"{_plain(name)}: {_plain(url)}" for name, url in ours.items()]
             nested.append((key.end_mark.line + 1, entries, " " * value.start_mark.column))
-            expected[key.value] = {**there, **wanted}
             del top[key.value]
         else:
             _keep(lines, range(key.start_mark.line, max(_last_line(value), key.start_mark.line) + 1))
-            if merge:
-                top[key.value] = {**there, **wanted}
+            top[key.value] = _merged(there, ours)
     for at, entries, depth in sorted(nested, reverse=True):
         _insert(lines, at, entries, depth)
-    expected.update(top)
     if top:
-        ours = [line for name, value in top.items() for line in _block(name, value)]
-        _insert(lines, min(_document_start(source), len(lines)), ours, indent, new_file=original is None)
-    result = "".join(lines)
+        block = [line for name, value in top.items() for line in _block(name, value)]
+        _insert(lines, min(_document_start(source), len(lines)), block, indent, flags)
+    return "".join(lines)
 
-    try:
-        fits = parse_conda(result) == expected
-    except SettingsError:
-        fits = False
-    if not fits:
-        raise SettingsError("it is written in a way that cannot be edited safely; write one plain key to a line")
-    return result
+
+def _anew(source: str, before: Mapping[str, Any], wanted: Mapping[str, Any], flags: str) -> str:
+    """Turn the whole document into comments, and write it anew with ours, as where it stands in braces."""
+    lines = _lines(source)
+    _keep(lines, [number for number, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")])
+    whole = {**before} | {name: _merged(before.get(name), value) for name, value in wanted.items()}
+    dumped = yaml.safe_dump(whole, default_flow_style=False, sort_keys=False, allow_unicode=True, width=1000)
+    _insert(lines, len(lines), dumped.splitlines(), flags=flags)
+    return "".join(lines)
+
+
+def conda_channels(settings: Mapping[str, Any]) -> bool:
+    """Tell whether a .condarc sets channels; `channel` is conda's other name for them."""
+    return bool(settings.get("channels") or settings.get("channel"))
 
 
 def conda_settings(
@@ -377,6 +458,10 @@ def conda_settings(
     """
     base = f"{server_url.rstrip('/')}/anaconda"
     settings: dict[str, Any] = {"show_channel_urls": True}
+    # conda 26.1 and newer have none by themselves. A label is for who asks for it by name.
+    usual = ["defaults"] if repos else [name for name in channels if "/label/" not in name]
+    if usual:
+        settings["channels"] = usual
     if repos:
         settings["default_channels"] = [f"{base}/pkgs/{repo}" for repo in repos]
     if channels:
@@ -386,65 +471,279 @@ def conda_settings(
     return settings
 
 
+# ---- what else counts --------------------------------------------------------------------------------------
+
+# The rank of the files that we write among those that the tools read, see the module client_files.
+_RANK = {"pip": {"machine": 1, "user": 3}, "conda": {"machine": 0, "user": 50}}
+# pip options by which any file goes past the server.
+_PIP_BESIDE = ("extra-index-url", "no-index")
+
+
+def _rank(target: Mapping[str, Any]) -> int:
+    return _RANK[target["tool"]]["user" if target["user"] else "machine"]
+
+
+def _parsed(other: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse a file of pip or conda without our lines; empty where it cannot be read, as the tools themselves say."""
+    try:
+        text = remove(other["content"]) or ""
+        return parse_pip(text) if other["tool"] == "pip" else parse_conda(text.removeprefix(BOM))
+    except SettingsError:
+        return {}
+
+
+def _below(others: Sequence[Mapping[str, Any]], target: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Parse the files that count less than the target, lowest first."""
+    found = [
+        other
+        for other in others
+        if other["tool"] == target["tool"] and other["user"] in ("", target["user"]) and other["rank"] < _rank(target)
+    ]
+    return [_parsed(other) for other in sorted(found, key=lambda other: int(other["rank"]))]
+
+
+def _pip_notes(other: Mapping[str, Any], settings: Mapping[str, str], *, above: bool) -> list[str]:
+    """Name the options of a pip.conf that count more than ours, or that go past the server."""
+    names = []
+    for section, options in _parsed(other).items():
+        for name, value in options.items():
+            ours = settings.get(name)
+            agrees = ours in value.split() if name == "trusted-host" else ours == value
+            if value and (name in _PIP_BESIDE or (above and ours is not None and not agrees)):
+                names.append(f"[{section}] {name}")
+    return names
+
+
+def _conda_notes(other: Mapping[str, Any], settings: Mapping[str, Any], *, above: bool) -> list[str]:
+    """Name the keys of a .condarc that count beside ours, or more."""
+    found = _parsed(other)
+    # Channels of the machine's own files are in place of ours, those of a user come before ours.
+    names = [name for name in ("channels", "channel") if other["user"] and "channels" in settings and found.get(name)]
+    names += ["default_channels"] if found.get("default_channels") and "default_channels" in settings else []
+    multi, custom = found.get("custom_multichannels"), found.get("custom_channels")
+    if isinstance(multi, Mapping) and multi.get("defaults") and "default_channels" in settings:
+        names.append("custom_multichannels: defaults")
+    if isinstance(custom, Mapping) and above:
+        ours = settings.get("custom_channels", {})
+        names += [f"custom_channels: {name}" for name, url in custom.items() if ours.get(name, url) != url]
+    ssl = settings.get("ssl_verify")
+    if above and ssl is not None and found.get("ssl_verify", ssl) != ssl:
+        names.append("ssl_verify")
+    return names
+
+
 # ---- what the tasks call ----------------------------------------------------------------------------------
 
 
 def client_targets(
-    tools: Sequence[str], users: Sequence[str], paths: Mapping[str, Mapping[str, str]]
-) -> list[dict[str, str]]:
-    """List the files that the tools read: the machine's, or those of each user.
+    tools: Sequence[str], users: Sequence[str], known: Sequence[str], paths: Mapping[str, Mapping[str, str]]
+) -> list[dict[str, Any]]:
+    """List the files that the tools read: the machine's and those of users.
+
+    Args:
+        tools: see client_tools.
+        users: see client_users.
+        known: users whose files may hold our lines from earlier runs; "" stands for the machine.
+        paths: by tool, the path for the machine and for a user.
 
     Returns:
-        Mappings with `key` (for messages, unique), `tool`, `user` ("" for the machine) and `path`.
+        Mappings with `key` (for messages, unique), `tool`, `user` ("" for the machine), `path`, and `wanted`: whether
+        the settings go in or only out.
     """
-    if not users:
-        return [{"key": paths[t]["machine"], "tool": t, "user": "", "path": paths[t]["machine"]} for t in tools]
     return [
-        {"key": paths[t]["user"].replace("~", f"~{user}", 1), "tool": t, "user": user, "path": paths[t]["user"]}
-        for user in users
-        for t in tools
+        {
+            "key": paths[tool]["user"].replace("~", f"~{user}", 1) if user else paths[tool]["machine"],
+            "tool": tool,
+            "user": user,
+            "path": paths[tool]["user" if user else "machine"],
+            "wanted": tool in tools and user in (users or [""]),
+        }
+        for user in dict.fromkeys([*(users or [""]), *known])
+        for tool in paths
     ]
 
 
+def _settings(
+    urls: Mapping[str, str], repos: Sequence[str], channels: Sequence[str], ca_bundle: str
+) -> dict[str, dict[str, Any]]:
+    """Give the settings of each tool that has a server."""
+    given: dict[str, dict[str, Any]] = {}
+    if urls["pip"]:
+        given["pip"] = pip_settings(urls["pip"], ca_bundle)
+    # Without a repo and a channel there is nothing that conda could ask the server for.
+    if urls["conda"] and (repos or channels):
+        given["conda"] = conda_settings(urls["conda"], repos, channels, ca_bundle)
+    return given
+
+
 def client_plan(
-    files: Sequence[Mapping[str, Any]],
+    found: Mapping[str, Any],
+    targets: Sequence[Mapping[str, Any]],
     urls: Mapping[str, str],
     repos: Sequence[str],
     channels: Sequence[str],
     *,
     ca_bundle: str = "",
-) -> dict[str, dict[str, str | None]]:
+) -> list[dict[str, Any]]:
     """Work out what each file shall hold.
 
     Args:
-        files: results of the module client_file with `state: read`, with the target as `client_target`.
+        found: result of the module client_files with `state: read`.
+        targets: see `client_targets`.
         urls: URL of each tool's server; empty: our lines are taken out.
         repos: see client_conda_repos.
         channels: see client_conda_channels.
         ca_bundle: path of the file of authorities that the tools shall use; empty for their own.
 
     Returns:
-        By the target's key: `content` (None: the file shall not be there) and `problem` (None: there is none).
+        For each target `key`, `user`, `path`, `content` (None: the file shall not be there), `folders` that go with it,
+        whether it is `changed`, and `problem` (None: there is none).
     """
-    edits: dict[str, Callable[[str | None], str]] = {
-        "pip": lambda text: apply_pip(text, pip_settings(urls["pip"], ca_bundle)),
-        "conda": lambda text: apply_conda(text, conda_settings(urls["conda"], repos, channels, ca_bundle)),
-    }
-    plan: dict[str, dict[str, str | None]] = {}
-    for read in files:
-        target, text = read["client_target"], read.get("content")
-        content, problem = None, read.get("problem") or None
+    given = _settings(urls, repos, channels, ca_bundle)
+    plan = []
+    for target, read in zip(targets, found["files"], strict=True):
+        before, settings = read["content"], given.get(target["tool"]) if target["wanted"] else None
+        after, problem = before, read["problem"] or None
         if problem is None:
             try:
-                if urls[target["tool"]]:
-                    content = edits[target["tool"]](text)
-                elif text is not None:
-                    content = remove(text)
+                if settings is not None:
+                    after = _apply(before, target, settings, found["others"], read["folders"])
+                elif before is not None:
+                    after = remove(before)
             except SettingsError as error:
-                line = f", line {error.line}" if error.line else ""
-                problem = f"{read['path']}{line}: {error}"
-        plan[target["key"]] = {"content": content, "problem": problem}
+                problem = f"line {error.line}: {error}" if error.line else str(error)
+            if after != before and read["unwritable"]:
+                problem = f"it cannot be written ({read['unwritable']})"
+        elif settings is None and read["gone"]:
+            problem = None
+        plan.append(
+            {
+                "key": target["key"],
+                "user": target["user"],
+                "path": target["path"],
+                "content": after,
+                "changed": problem is None and after != before,
+                "folders": new_folders(before),
+                "problem": problem and f"{read['path']}: {problem}",
+            }
+        )
     return plan
+
+
+def _apply(
+    text: str | None,
+    target: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    others: Sequence[Mapping[str, Any]],
+    folders: int,
+) -> str:
+    below = _below(others, target)
+    if target["tool"] == "pip":
+        sections: dict[str, dict[str, str]] = {}
+        for file in below:
+            for section, options in file.items():
+                sections.setdefault(section, {}).update(options)
+        return apply_pip(text, settings, sections, folders)
+    same = [o for o in others if o["tool"] == "conda" and o["user"] == target["user"] and o["rank"] > _rank(target)]
+    if any(conda_channels(file) for file in (*below, *map(_parsed, same))):
+        settings = {name: value for name, value in settings.items() if name != "channels"}
+    return apply_conda(text, settings, folders)
+
+
+def client_notes(
+    found: Mapping[str, Any],
+    targets: Sequence[Mapping[str, Any]],
+    urls: Mapping[str, str],
+    repos: Sequence[str],
+    channels: Sequence[str],
+    *,
+    ca_bundle: str = "",
+) -> list[str]:
+    """Name what counts more than our settings, or goes past the server, and is not ours to edit; see `client_plan`."""
+    given = _settings(urls, repos, channels, ca_bundle)
+    look: dict[str, Callable[..., list[str]]] = {"pip": _pip_notes, "conda": _conda_notes}
+    notes = []
+    for target in (target for target in targets if target["wanted"] and target["tool"] in given):
+        for other in found["others"]:
+            mine = not target["user"] or other["user"] in ("", target["user"])
+            if other["tool"] != target["tool"] or not mine:
+                continue
+            ours = other["rank"] == _rank(target) and other["user"] == target["user"]
+            if ours and target["tool"] == "conda":
+                continue
+            names = look[target["tool"]](other, given[target["tool"]], above=other["rank"] > _rank(target))
+            if names:
+                notes.append(f"{other['path']}: {', '.join(names)}")
+    for line in found["variables"]:
+        if line["tool"] in given:
+            notes.append(f"{line['path']}, line {line['line']}: {line['name']}")
+    if "pip" in given and by_address(urls["pip"]):
+        notes += [
+            f"{pip['path']}: pip {pip['version']} cannot reach {urls['pip']}, an address with https; see docs/tls.md"
+            for pip in found["pips_of_users"]
+            if fails_by_address(pip["version"])
+        ]
+    return list(dict.fromkeys(notes))
+
+
+def by_address(url: str) -> bool:
+    """Tell whether a URL is https with an address for a host."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return parts.scheme == "https" and (":" in host or re.fullmatch(r"[\d.]+", host) is not None)
+
+
+def fails_by_address(version: str) -> bool:
+    """Tell whether a pip ends with a traceback for https by address: 24.2 to 26.0 (pip issue 12906)."""
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version))
+    return (24, 2) <= numbers < (26, 1)
+
+
+def client_broken_pips(url: str, pips: Sequence[Mapping[str, str]]) -> list[str]:
+    """Name the pips of a machine that cannot reach a server at this URL."""
+    failing = [pip for pip in pips if fails_by_address(pip["version"])] if by_address(url) else []
+    return [f"pip {pip['version']} ({pip['path']})" for pip in failing]
+
+
+def client_questions(
+    urls: Mapping[str, str], repos: Sequence[str], channels: Sequence[str], tools: Sequence[str]
+) -> list[dict[str, str]]:
+    """List the URLs to ask for: one page of the PyPI cache, and the index of each Conda repo and channel.
+
+    Returns:
+        Mappings with `url`, and `name`: that of the repo or channel; empty where any answer will do.
+    """
+    questions = [{"url": f"{urls['pip'].rstrip('/')}/", "name": ""}] if "pip" in tools and urls["pip"] else []
+    if "conda" in tools and urls["conda"]:
+        names = [*(f"pkgs/{repo}" for repo in repos), *(f"cloud/{channel}" for channel in channels)]
+        base = f"{urls['conda'].rstrip('/')}/anaconda"
+        questions += [{"url": f"{base}/{name}/noarch/repodata.json", "name": name} for name in names]
+    return questions
+
+
+# Answers of a server that says no; any other but 200 says nothing about what it has.
+_THERE, _NOT_THERE = (200,), (403, 404, 410)
+
+
+def client_silent(answers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say which questions of `client_questions` had no usable answer, and why."""
+    silent = []
+    for answer in answers:
+        question, status = answer["__client_question"], int(answer.get("status", -1))
+        if status < 0:
+            silent.append(f"{question['url']}: {answer.get('msg', 'no answer')}")
+        elif question["name"] and status not in _THERE + _NOT_THERE:
+            silent.append(f"{question['url']} answers {status}")
+    return silent
+
+
+def client_missing(answers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the Conda repos and channels that the server says it does not have."""
+    return [
+        str(answer["__client_question"]["name"])
+        for answer in answers
+        if answer["__client_question"]["name"] and answer.get("status") in _NOT_THERE
+    ]
 
 
 def client_hosts(addresses: Mapping[str, str]) -> list[str]:
@@ -463,8 +762,13 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Give the filters by name."""
         return {
+            "client_broken_pips": client_broken_pips,
             "client_hosts": client_hosts,
+            "client_missing": client_missing,
+            "client_notes": client_notes,
             "client_other_hosts": client_other_hosts,
             "client_plan": client_plan,
+            "client_questions": client_questions,
+            "client_silent": client_silent,
             "client_targets": client_targets,
         }
