@@ -109,6 +109,9 @@ def test_cron_itself_runs_the_sync_as_its_user(server: Any) -> None:
     assert "(conda-mirror) CMD (/usr/local/bin/lanmirror-conda-sync logged)" in run(server, "journalctl -t CRON")
     assert run(server, "find /srv/mirror/conda ! -user conda-mirror") == ""
     assert server.file(f"/srv/mirror/conda/{SUBDIRS[0]}/repodata.json").exists
+    # Workstations get what the server answers for, and before the sync it answered for no channel.
+    done = playbook("playbooks/clients.yml")
+    assert done.code == 0, done.output
 
 
 def test_listing_shows_what_is_there() -> None:
