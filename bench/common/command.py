@@ -1,4 +1,4 @@
-"""What the command lines of the benchmarks have in common."""
+"""The common part of the benchmarks' command lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.common import lab
 from bench.common.report import Result
 
 ROOT = Path(__file__).resolve().parents[2]
-WORK = Path("/var/tmp/lanmirror-bench")  # Not /tmp, which may be memory: a disk is part of what is measured.
+WORK = Path("/var/tmp/lanmirror-bench")  # Not /tmp, which may be memory: the disk is measured too.
 LOCK = Path("/run/lanmirror-bench.lock")
 
 
@@ -81,7 +81,7 @@ def publish(
         options: the command line.
         title: of the page.
         how: lines on how the figures were made.
-        programs: what took part, with versions.
+        programs: the names of all that took part, with versions.
         results: the sections.
     """
     head = [f"# {title}", "", *how, "", f"- Machine: {lab.machine()}", f"- Programs: {'; '.join(programs)}", ""]

@@ -1,4 +1,4 @@
-"""Run a command and return what it cost."""
+"""Run a command and return its cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIMIT_SECONDS = 1800
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run took; see `bench/common/measure.py`."""
+    """The cost of one run; see `bench/common/measure.py`."""
 
     code: int
     late: bool
@@ -26,11 +26,11 @@ class Cost:
 
 
 def measure(command: Sequence[str], place: Sequence[str], scratch: Path, limit: float = LIMIT_SECONDS) -> Cost:
-    """Run a command and return what it took; what it printed is in `scratch/output`.
+    """Run a command and return its cost; its output is in `scratch/output`.
 
     Args:
         command: the command.
-        place: what goes before it, so that it runs in a namespace.
+        place: the command before it, which runs it in a namespace.
         scratch: where the output and the result go.
         limit: in seconds.
     """
@@ -44,7 +44,7 @@ def measure(command: Sequence[str], place: Sequence[str], scratch: Path, limit: 
 
 
 def problem(cost: Cost) -> str:
-    """Return what is wrong with how a run ended."""
+    """Return the fault of a run's end. Empty: none."""
     if cost.late:
         return f"ended after {cost.seconds:.0f} s"
     return f"exit code {cost.code}" if cost.code else ""

@@ -1,4 +1,4 @@
-"""What stands around the programs that are measured: Debian's packages, the link, and the server."""
+"""The surroundings of the programs that are measured: Debian's packages, the link, and the server."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def need(packages: Mapping[str, str]) -> None:
     if not missing:
         return
     command = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
-    print(f"installing what is missing: {' '.join(missing)}", file=sys.stderr)
+    print(f"installing: {' '.join(missing)}", file=sys.stderr)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for step in (["apt-get", "update"], command):
         if subprocess.run(step, stdout=subprocess.DEVNULL, env=environment, check=False).returncode:
@@ -80,7 +80,7 @@ class Lab:
 
     Attributes:
         link: where programs run.
-        www: what is served.
+        www: the served folder.
     """
 
     link: Wire
@@ -93,7 +93,7 @@ class Lab:
 
 @contextlib.contextmanager
 def lab(folder: Path, round_trip: float) -> Iterator[Lab]:
-    """Serve `folder/www` with Nginx behind a link of so many seconds of round trip."""
+    """Serve `folder/www` with Nginx behind a link with a round trip of `round_trip` seconds."""
     www = folder / "www"
     silent = folder / "silent.sock"
     silent.unlink(missing_ok=True)

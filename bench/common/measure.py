@@ -1,4 +1,4 @@
-"""Run a command and write down what it cost: `python bench/common/measure.py RESULT SECONDS COMMAND...`.
+"""Run a command and write down its cost: `python bench/common/measure.py RESULT SECONDS COMMAND...`.
 
 A small process of its own, since the kernel counts the memory of the parent into the peak of a child that was
 forked from it (`ru_maxrss` survives `execve`; getrusage(2)): that floor is this program's 10 MB, not the
@@ -32,7 +32,7 @@ def family(root: int) -> list[int]:
 
 
 def together(processes: Sequence[int]) -> int:
-    """Return what processes hold in memory, in bytes, shared pages counted once (`Pss`, proc(5))."""
+    """Return the memory of processes, in bytes, shared pages counted once (`Pss`, proc(5))."""
     total = 0
     for process in processes:
         with contextlib.suppress(OSError):
@@ -43,7 +43,7 @@ def together(processes: Sequence[int]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command, end it after so many seconds, and write the result as JSON."""
+    """Run the command, end it at its limit of seconds, and write the result as JSON."""
     result, limit, *command = arguments
     wall, began = time.time(), time.monotonic()
     # In a session of its own, so that all of it can be ended.

@@ -23,7 +23,7 @@ class Tabled(Protocol):
 
 
 def label(name: str, wrong: str) -> str:
-    """Return the name of a row, with what was wrong."""
+    """Return the name of a row, with its fault."""
     return f"{name} (**{wrong}**)" if wrong else name
 
 
@@ -36,12 +36,12 @@ def spread(values: Sequence[float], unit: str, digits: int = 2) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """What one tool took, in all its runs.
+    """The costs of one tool, in all its runs.
 
     Attributes:
         name: the tool, and how it was run.
         costs: of each run.
-        wrong: what was wrong with a run; "" where all did what they were asked.
+        wrong: the fault of a run; "" where all did their task.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Result:
     """A scenario's outcome.
 
     Attributes:
-        title: what was done.
+        title: the task.
         rows: the first is the one that the others are compared with.
         bars: its targets.
         notes: paragraphs or lists to print below.

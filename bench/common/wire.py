@@ -31,12 +31,12 @@ TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 IFF_TUN, IFF_NO_PI, IFF_VNET_HDR = 0x1, 0x1000, 0x4000
 TUN_F_CSUM, TUN_F_TSO4 = 0x1, 0x2
 LARGEST = (1 << 16) + 64
-# What a device holds while this process is not scheduled; a router's buffer, in packets.
+# The packets that a device holds while this process is not scheduled; a router's buffer, in packets.
 QUEUE = 10_000
 
 
 def run(*command: str) -> None:
-    """Run a command that has to work; its own message says what did not."""
+    """Run a command that has to work; its own message names the fault."""
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
@@ -65,7 +65,7 @@ def wire(round_trip: float, name: str = "lmbench") -> Iterator[Wire]:
 
     Args:
         round_trip: how long a packet and its answer take, in seconds.
-        name: what the names of the namespaces and devices begin with, at most 12 letters.
+        name: the first letters of the namespaces' and devices' names, at most 12.
     """
     made = Wire(f"{name}-near", f"{name}-far", "10.255.60.2")
     namespaces = (made.near, made.far)

@@ -33,7 +33,7 @@ class Channel:
     """A channel of one subdir that counts, `linux-64`.
 
     Attributes:
-        tree: the name of its folder below what is served; the channel is `<tree>/bench`.
+        tree: the name of its folder below the served one; the channel is `<tree>/bench`.
         folder: where the subdir's files are.
     """
 
@@ -80,7 +80,7 @@ def small(www: Path, count: int) -> Channel:
 
 
 def large(www: Path, count: int, mib: int) -> Channel:
-    """Return a channel of packages of so many MiB each."""
+    """Return a channel of packages of `mib` MiB each."""
 
     def specs() -> Iterator[Spec]:
         for number in range(count):
@@ -124,10 +124,10 @@ def many(www: Path, count: int, versions: int, *, patched: bool) -> Many:
     """Return a subdir of `count` packages.
 
     Args:
-        www: what is served; the rest is kept beside it.
+        www: the served folder; the rest is kept beside it.
         count: how many packages.
         versions: how many versions of its index.
-        patched: what changes from one version to the next: the dependencies of a hundred records (a channel's
+        patched: the change from one version to the next: the dependencies of a hundred records (a channel's
             repodata patch), or, where False, one package, of which a new build comes and the old one goes.
     """
     contents = pool(www)
@@ -169,7 +169,7 @@ def link(pool: Channel, index: Path, target: Path) -> None:
 
 
 def _records(pool: dict[str, dict[str, Any]], count: int) -> dict[str, dict[str, Any]]:
-    """Return records like those of conda-forge/linux-64 in length and in what they depend on."""
+    """Return records like those of conda-forge/linux-64, in length and in dependencies."""
     chance = random.Random(1)
     contents = list(pool.items())
     records = {}

@@ -22,7 +22,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     names = [LINK, *all_scenarios(quick=False)]
     parser = command.parser(
         "python3 -m bench.engine",
-        "Measure the sync engine beside its peers, and print what came out as Markdown. Needs root, for "
+        "Measure the sync engine beside its peers, and print the figures as Markdown. Needs root, for "
         "network namespaces; installs the Debian packages it misses; all traffic stays on this machine.",
         names,
     )
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def link(work: Path, rounds: int) -> Result:
-    """Measure the link without delay beside the loopback, to show that it is not what limits."""
+    """Measure the link without delay beside the loopback, to show that the link is not the limit."""
     channel = channels.small(work / "www", 200)
     tool = Tool("curl", tools.curl)
     with lab.lab(work, 0.0) as place:

@@ -1,4 +1,4 @@
-"""What is measured: one function for each scenario of the engine's benchmark."""
+"""The scenarios of the engine's benchmark, one function for each."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from bench.engine.tools import Job, Tool
 ENGINE_SUBDIR = Path("cloud", CHANNEL, SUBDIR)
 # A run that is stuck longer than this is said to be stuck, and ended.
 STUCK_SECONDS = 300
-# What is left of a run with more files is removed at the end only, from this folder.
+# The files of a large run are removed at the end only, from this folder.
 FEW_FILES = 100
 ASIDE = "aside"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What the scenarios have in common.
+    """The common state of the scenarios.
 
     Attributes:
         lab: the server.
@@ -59,11 +59,11 @@ class Bench:
         return self.lab.www
 
     def end(self) -> None:
-        """Remove what runs left."""
+        """Remove the files of earlier runs."""
         shutil.rmtree(self.folder / ASIDE, ignore_errors=True)
 
     def run(self, tool: Tool, job: Job, *, far: bool, limit: float = LIMIT_SECONDS) -> Cost:
-        """Run a tool once, after what others wrote has reached the disk."""
+        """Run a tool once, after the writes of others have reached the disk."""
         os.sync()
         namespace, _ = self.lab.place(far=far)
         return measure(tool.command(job), self.lab.link.command(namespace), job.scratch, limit)
@@ -75,11 +75,11 @@ class Bench:
         return Job(base, self.folder / name, self.folder / f"{name}.scratch", jobs, names)
 
     def fresh(self, entries: Sequence[tuple[Tool, int]], channel: Channel, *, far: bool) -> dict[str, Row]:
-        """Run tools in turn, `rounds` times, each from nothing, and check what each brought.
+        """Run tools in turn, `rounds` times, each from nothing, and check the files of each.
 
         Args:
             entries: the tools, each with a number of connections.
-            channel: what to fetch.
+            channel: the packages to fetch.
             far: whether behind the link, or beside the server.
         """
         several = len({jobs for _, jobs in entries}) > 1
@@ -107,9 +107,9 @@ def say(name: str, cost: Cost, wrong: str = "") -> None:
 
 
 def clear(job: Job) -> None:
-    """Put aside what a run left, or remove it where that is a few files.
+    """Put the files of a run aside, or remove them where they are few.
 
-    Who makes many files within minutes after as many were deleted is slow, whatever the tool: ext4 passes over the
+    A run that makes many files within minutes after as many were deleted is slow with any tool: ext4 passes over the
     inodes of each of them (`recently_deleted` in the kernel's fs/ext4/ialloc.c). `Bench.end` removes it all.
     """
     for folder in (job.folder, job.scratch):
@@ -122,7 +122,7 @@ def clear(job: Job) -> None:
 
 
 def incomplete(folder: Path, channel: Channel) -> str:
-    """Return what is wrong with what a tool brought, wherever below the folder it put it; every byte is checked."""
+    """Return the fault of a tool's files, anywhere below the folder; every byte is checked. Empty: none."""
     found = {file.name: file for file in folder.rglob("*") if file.is_file()}
     bad = 0
     for name, record in channel.packages().items():
@@ -263,7 +263,7 @@ def second_run(bench: Bench) -> Result:
 
 
 def differs(folder: Path, index: Path) -> str:
-    """Return what is wrong with a mirror of a large subdir: its index, or its files by name."""
+    """Return the fault of a large subdir's mirror, in its index or its files' names. Empty: none."""
     repodata = json.loads((folder / "repodata.json").read_bytes())
     # conda-mirror puts all packages in one section, and adds keys to their records.
     served = {**repodata["packages"], **repodata.get("packages.conda", {})}
@@ -365,7 +365,7 @@ class Trial:
 
 
 def stuck_package(bench: Bench) -> Result:
-    """See what one package that cannot be had holds up, by runs with it and, in turn, without it."""
+    """Measure the delay by one package that cannot be had: runs with it and without it, in turn."""
     channel = channels.small(bench.www, 60 if bench.quick else 400)
     usual, stuck = [], {}
     for fault in FAULTS:

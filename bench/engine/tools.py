@@ -1,4 +1,4 @@
-"""The programs that are measured, and what they are asked: bring these files here."""
+"""The programs that are measured, and their task: bring these files here."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DEBIAN = {"aria2c": "aria2", "curl": "curl", "nginx": "nginx-light", "ip": "ipro
 
 @dataclass(frozen=True)
 class Job:
-    """What a tool is to do.
+    """The task of a tool.
 
     Attributes:
         base: the URL over the channel.
         folder: where the files go.
-        scratch: a folder for what the tool needs beside.
+        scratch: a folder for the tool's other files.
         jobs: how many connections at a time.
         names: the files of `linux-64`, for tools that are given a list.
         arches: the subdirs, for the engine.

@@ -27,8 +27,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = command.parser(
         "python3 -m bench.pypi",
         "Measure the PyPI cache, as its role sets it up, beside devpi alone, devpi behind the Nginx configuration that "
-        "it generates, proxpi, and a static file; print what came out as Markdown. Needs root, for a network "
-        "namespace; installs what it misses from Debian and PyPI; what is measured stays on this machine.",
+        "it generates, proxpi, and a static file; print the figures as Markdown. Needs root, for a network "
+        "namespace; installs missing programs from Debian and PyPI; the measured traffic stays on this machine.",
         names,
     )
     return command.parse(parser, argv, names)

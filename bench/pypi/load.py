@@ -1,4 +1,4 @@
-"""Load on a server by `wrk` (Debian's), and what came of it.
+"""Load on a server by `wrk` (Debian's), and its figures.
 
 `wrk` keeps some connections open and sends the next request on one as soon as it has the answer to the last: it finds
 out how many a server can answer, while it takes a good part of the same machine itself.
@@ -40,7 +40,7 @@ request = function() place = place % #requests + 1; return requests[place] end
 
 @dataclass(frozen=True)
 class Load:
-    """What a server did under load.
+    """The figures of a server under load.
 
     Attributes:
         requests: answered in time.
@@ -68,12 +68,12 @@ class Load:
 
 @dataclass(frozen=True)
 class LoadRow:
-    """What one server did, in all runs.
+    """The figures of one server, in all runs.
 
     Attributes:
         name: the server.
         loads: of each run.
-        wrong: what was wrong with an answer; "" where nothing was.
+        wrong: the fault of an answer; "" where all were right.
     """
 
     name: str
@@ -108,7 +108,7 @@ class LoadRow:
 
 
 def read(output: str) -> Load:
-    """Return what `wrk` says with the script above."""
+    """Return the figures that `wrk` prints with the script above."""
     return Load(**json.loads(output.strip().rsplit("\n", 1)[-1]))
 
 
@@ -123,7 +123,7 @@ def wrk(
     """Put load on a server.
 
     Args:
-        url: what is asked for.
+        url: the URL that is asked for.
         headers: of each request.
         seconds: how long.
         scratch: a folder for the script.

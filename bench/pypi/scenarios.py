@@ -1,4 +1,4 @@
-"""What is measured: one function for each scenario of the PyPI cache's benchmark."""
+"""The scenarios of the PyPI cache's benchmark, one function for each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bench.pypi.servers import ALONE, OURS, PROXPI_NAME, STATIC, STATIC_URL, Ser
 from bench.pypi.upstream import ACCEPT, HTML, JSON, LARGE, SLOW, SMALL, URL, Upstream
 
 OK = HTTPStatus.OK
-# What an installer says it is: devpi gives others another page.
+# The header of an installer: devpi gives others another page.
 AGENT = "pip/26.1"
 PACKAGES = ("attrs", "idna", "numpy", "requests", "six")
 COLD_CLIENTS = 100
@@ -61,16 +61,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Bench:
-    """What the scenarios have in common.
+    """The common state of the scenarios.
 
     Attributes:
         servers: all of them, by name.
         upstream: theirs.
-        static: the folder of what the limit serves.
+        static: the folder of the static server, which is the limit.
         work: where programs are, and scratch.
         rounds: how often each is run.
         seconds: how long a load is put on.
-        cold: the names of projects that nobody has asked for.
+        cold: the names of projects that were never asked for.
         spare: the names of projects that only the load generator asks for.
         fresh: how long Nginx takes a page for fresh before devpi is asked, seconds.
     """
@@ -87,7 +87,7 @@ class Bench:
 
     @property
     def scratch(self) -> Path:
-        """A folder for what programs need beside."""
+        """A folder for the programs' other files."""
         return self.work / "scratch"
 
 
@@ -128,7 +128,7 @@ def named(server: Server, project: str) -> dict[str, tuple[str, str]]:
 
 
 def wrong_page(answer: Answer, project: str, form: str, encoding: str, upstream: Upstream) -> str:
-    """Return what is wrong with a page: format, encoding, or the files that it names."""
+    """Return the fault of a page: format, encoding, or the files that it names. Empty: none."""
     if answer.status != OK:
         return f"answers {answer.status}"
     if answer.headers["content-type"].partition(";")[0] != (JSON if form == "json" else HTML):
@@ -176,10 +176,10 @@ def rates(
     A run that is too short to tell much of a slow one is made longer.
 
     Args:
-        bench: what the scenarios have in common.
+        bench: the common state of the scenarios.
         targets: the URL of each row.
         headers: of the requests.
-        wrong: what was wrong with an answer before.
+        wrong: the fault of an earlier answer.
     """
     loads: dict[str, list[Load]] = {name: [] for name in targets}
     errors = dict(wrong)
@@ -200,7 +200,7 @@ def rates(
 def ratio(rows: Sequence[LoadRow], name: str, other: str) -> float:
     """Return how many times as many requests a server answered as another; 0 where something was wrong.
 
-    The median of the rounds, since what else the machine does changes from one to the next.
+    The median of the rounds, since the machine's other work changes from one to the next.
     """
     found = {row.name: row for row in rows}
     if found[name].wrong:
@@ -330,7 +330,7 @@ def expiry(bench: Bench) -> Result:
         time.sleep(max(0.0, began + first - 0.5 - time.monotonic()))
         while time.monotonic() < filled + last:
             put(near)
-        # Nobody asks for a minute; then Nginx's second step has a page, asks devpi behind the client's back, and devpi
+        # No request for a minute; then Nginx's second step has a page, asks devpi behind the client's back, and devpi
         # asks its upstream.
         time.sleep(bench.fresh + 1)
         put(behind)
@@ -357,13 +357,13 @@ def errors(loads: Sequence[Load]) -> str:
 
 @dataclass(frozen=True)
 class ColdRow:
-    """What it took to bring one new file to many.
+    """The cost of one new file for many clients.
 
     Attributes:
         name: the server.
         downloads: how often the upstream was asked for the file.
         seconds: until the last had it.
-        wrong: what was wrong.
+        wrong: the fault.
     """
 
     name: str
@@ -381,7 +381,7 @@ class ColdRow:
 
 
 def fetched(url: str, sha256: str) -> str:
-    """Return what is wrong with a file, as a client sees it that follows one redirect."""
+    """Return the fault of a file, for a client that follows one redirect. Empty: none."""
     try:
         answer = get(url)
         # proxpi's way of saying that it takes long: the client may ask the upstream.
@@ -457,7 +457,7 @@ def install(bench: Bench) -> Result:
         for tool in ("pip", "uv")
     ]
     packages = ", ".join(PACKAGES)
-    note = f"Installed: {packages} and what requests needs, without caches of pip's and uv's own."
+    note = f"Installed: {packages} and the dependencies of requests, without caches of pip's and uv's own."
     return Result("Warm installs", first, bars, [note])
 
 
@@ -466,7 +466,7 @@ def install(bench: Bench) -> Result:
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """What a site holds in memory.
+    """The memory of a site.
 
     Attributes:
         name: the server.
@@ -488,7 +488,7 @@ class MemoryRow:
 
 
 def memory(bench: Bench) -> Result:
-    """Read what each site holds: Nginx with all of its workers, devpi, or proxpi."""
+    """Read the memory of each site: Nginx with all of its workers, devpi, or proxpi."""
     rows = []
     for server in bench.servers.values():
         processes = [found for root in server.processes for found in measure.family(root)]

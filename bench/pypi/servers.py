@@ -27,7 +27,7 @@ PROXPI = ("proxpi==1.3.1", "gunicorn==27.0.1")
 UV = "uv==0.13.9"
 DEVPI_PINS = ROOT / "roles/devpi/files/requirements.txt"
 INDEX = "root/pypi"
-# Of servers that nobody else reaches and that end with the benchmark.
+# The password of servers that only the benchmark reaches, and that end with it.
 PASSWORD = "of-this-benchmark"
 OURS, ALONE, GENERATED, PROXPI_NAME, STATIC = (
     "lanmirror", "devpi", "devpi behind its generated Nginx", "proxpi", "a static file",
@@ -146,7 +146,7 @@ def nginx(folder: Path, configuration: Path, url: str) -> Iterator[int]:
 
 
 def temporary(folder: Path) -> str:
-    """Return where an Nginx puts what it does not keep."""
+    """Return the settings of an Nginx for its temporary files."""
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     return "\n".join(f"  {kind}_temp_path {folder}/{kind};" for kind in kinds)
 
@@ -160,13 +160,13 @@ def plain_nginx(folder: Path, body: str, url: str) -> contextlib.AbstractContext
 
 
 def site_files(folder: Path, **variables: Any) -> dict[str, str]:
-    """Return what the roles write below /etc/nginx, for a site in another folder: its paths, nothing else, differ.
+    """Return the files of the roles below /etc/nginx, for a site in another folder: its paths, nothing else, differ.
 
     Args:
         folder: in place of /etc/nginx and of the folders of logs and of data.
         variables: of the roles, in place of their defaults.
     """
-    # On its own port from 1024 on, and what it keeps in a folder that is its own.
+    # On its own port from 1024 on, with its cache in a folder of its own.
     files = {
         "nginx.conf": render("nginx", "nginx.conf.j2", **variables),
         "conf.d/lanmirror.conf": render("nginx", "lanmirror.conf.j2", **variables),
@@ -244,7 +244,7 @@ def generated(work: Path, folder: Path, behind: Server, data: Path) -> Iterator[
     make = [str(work / "devpi/bin/devpi-gen-config"), "--serverdir", str(data), "--port", "3150"]
     subprocess.run(make, cwd=folder, env=plain_environment(), check=True, capture_output=True)
     body = (folder / "gen-config/nginx-devpi-caching.conf").read_text()
-    # What its comments say to adjust, and the port.
+    # The adjustments that its comments name, and the port.
     for old, new in (("/var/cache/nginx", f"{folder}/cache"), ("listen 80;", "listen 8002;")):
         if old not in body:
             raise RuntimeError(f"devpi's generated configuration has no {old!r} any more")

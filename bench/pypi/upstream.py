@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 URL = "http://127.0.0.1:8000"
-# What `requests` and `numpy` need, exact: the same wheels on two days.
+# `requests` and `numpy` with their dependencies, exact: the same wheels on two days.
 WHEELS = (
     "attrs==26.1.0",
     "certifi==2026.10.19.post1",
@@ -74,7 +74,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Upstream:
-    """What is served.
+    """The upstream's content.
 
     Attributes:
         folder: of its files and its log.
@@ -86,7 +86,7 @@ class Upstream:
 
     @property
     def nginx(self) -> str:
-        """What stands in Nginx's `http`."""
+        """The settings in Nginx's `http`."""
         return NGINX.format(folder=self.folder, www=self.folder / "www", slow=SLOW)
 
     def downloads(self, wheel: Wheel) -> int:
@@ -120,7 +120,7 @@ def make(folder: Path, source: Path, spare: int, cold: Sequence[str]) -> Upstrea
     Args:
         folder: where.
         source: the folder of the wheels.
-        spare: how many small projects beside, whose pages nobody but the load generator asks for.
+        spare: how many small projects beside, whose pages only the load generator asks for.
         cold: names of projects that have the largest wheel, under their own name and over a slow link.
     """
     www = folder / "www"

@@ -1,4 +1,4 @@
-"""A Conda client for a workstation: what conda makes of a .condarc, and py-rattler to solve and install.
+"""A Conda client for a workstation: channels from a .condarc as conda reads it, and py-rattler to solve and install.
 
 python conda_client.py PREFIX CACHE CHANNEL... -- SPEC...
 """

@@ -2,9 +2,10 @@
 
     python3 soak_client.py INDEX INSTALLS PROJECT...
 
-An install is what an installer asks for one project, over a connection of its own: the page, in the format and the
-encoding that it prefers, what uv reads of a wheel to know its dependencies, and the wheel. Says "ready" once it knows
-what is right, runs until there were so many installs and standard input has ended, and prints what came out as JSON.
+An install is an installer's requests for one project, over a connection of its own: the page, in the format and the
+encoding that it prefers, the part of a wheel in which uv reads the dependencies, and the wheel. Prints "ready" once it
+knows the right answers, runs until the number of installs is reached and standard input has ended, and prints the
+result as JSON.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Tally:
         installs: so far, with those that are being made.
         requests: so far.
         times: of the answers, in seconds.
-        failures: by what was wrong.
+        failures: how often, by the fault.
         lock: for all of it.
     """
 
@@ -96,7 +97,7 @@ class Tally:
 
 
 class WrongError(Exception):
-    """An answer was not what it has to be."""
+    """A wrong answer."""
 
 
 class Session:
@@ -122,7 +123,7 @@ class Session:
         if answer.status != wanted:
             raise WrongError(f"{answer.status} in place of {wanted}: {body[:100]!r}")
         if answer.headers.get("Content-Encoding") == "gzip" and "gzip" not in headers.get("Accept-Encoding", ""):
-            raise WrongError("compressed for one who cannot unpack it")
+            raise WrongError("compressed for a client that cannot unpack it")
         return answer.headers, body
 
 
@@ -159,7 +160,7 @@ def learn(index: str, project: str) -> Truth:
 
 
 def install(session: Session, index: str, project: str, truth: Truth, tool: str, *, whole: bool) -> None:
-    """Ask what a tool asks for a project.
+    """Make a tool's requests for a project.
 
     Raises:
         WrongError: an answer was wrong.

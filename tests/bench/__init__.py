@@ -1,1 +1,1 @@
-"""Tests of the benchmark itself: what it measures and how it says so."""
+"""Tests of the benchmark itself: its figures and its pages."""

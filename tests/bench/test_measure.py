@@ -1,4 +1,4 @@
-"""The launcher tells what a command cost: all of its processes, and nothing of the benchmark's own."""
+"""The launcher tells the cost of a command: all of its processes, and nothing of the benchmark's own."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The benchmark of the PyPI cache: its upstream, what it takes for a right answer, and its figures."""
+"""The benchmark of the PyPI cache: its upstream, its check of answers, and its figures."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_site_has_the_roles_files_and_none_of_the_machines_paths(tmp_path: Path)
         tmp_path, devpi_data_dir=str(tmp_path / "data"), __devpi_cache_dir=str(tmp_path / "cache")
     )
     text = "\n".join(files.values())
-    # What a distribution brings is taken from where it is.
+    # The distribution's files are taken from their place.
     brought = {"/etc/nginx/mime.types", "/etc/nginx/modules-enabled/*.conf"}
     ours = re.findall(r"(?<![\w/.-])/(?:etc|var/log|var/cache|var/lib|run)/[^\s;]+", text.replace(str(tmp_path), "."))
     assert set(ours) == brought

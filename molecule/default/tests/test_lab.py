@@ -1,4 +1,4 @@
-"""What a lab sees of its server, from the workstation. The tests stand in the order in which they happen."""
+"""A lab's view of its server, from the workstation. The tests stand in the order in which they happen."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def get(path: str) -> requests.Response:
 
 
 def conda_install(workstation: Any, name: str, channels: str, spec: str) -> list[str]:
-    """Install by py-rattler into /opt/envs/NAME with a cache of its own; give the URLs of what was chosen."""
+    """Install by py-rattler into /opt/envs/NAME with a cache of its own; give the URLs of the chosen packages."""
     prefix = f"/opt/envs/{name}"
     cache = f"/opt/cache/{name}"
     run(workstation, f"rm -rf {prefix} {cache}")

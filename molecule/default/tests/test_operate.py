@@ -1,4 +1,4 @@
-"""What an administrator sees of the PyPI cache: its health, its figures, its disk. After test_lab.py, on its server."""
+"""An administrator's view of the PyPI cache: its health, its figures, its disk. After test_lab.py, on its server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SOON = 30
 
 
 def health() -> tuple[int, dict[str, Any]]:
-    """Give what /health answers: its status and what it says."""
+    """Give the answer of /health: its status and its content."""
     answer = requests.get(url("/health"), timeout=30)
     said: dict[str, Any] = answer.json()
     return answer.status_code, said
@@ -69,7 +69,7 @@ def settled(server: Any) -> dict[str, float]:
 def evict(server: Any, gib: float) -> None:
     """Evict as the timer does, but with this limit, and no matter how new a file is.
 
-    Nginx forgets its own copies of what devpi has just fetched, as it does when nobody asked for them for a minute.
+    Nginx forgets its own copies of files that devpi has just fetched, as it does after a minute without a request.
     """
     change = f"s/^max_cached_gib = .*/max_cached_gib = {gib:.12f}/; s/^grace = .*/grace = -60/"
     run(server, f"sed -i.kept '{change}' {SETTINGS}")

@@ -1,4 +1,4 @@
-"""The PyPI cache and its upstreams: what they answer, what changes about them. After test_operate.py, on its server.
+"""The PyPI cache and its upstreams: their answers and their changes. After test_operate.py, on its server.
 
 The upstream is the flat directory of wheels of the index `root/wheels`, in a container of the scenario's own.
 """
@@ -24,7 +24,7 @@ FILES = "/var/lib/devpi/+files"
 WHEELS = INVENTORY.parent / "upstream/anaconda/wheels"
 SETTINGS = "/etc/nginx/sites-enabled/default"
 CLIENTS = 20
-# Of a file on a slow way, and of what that lets through in a second, MiB.
+# Size of a file on a slow way, and the speed of that way: MiB, MiB a second.
 SIZE, SLOW = 4, 1
 AGENT = {"User-Agent": "pip/25"}
 
@@ -33,7 +33,7 @@ Answering = Callable[[str], None]
 
 @pytest.fixture
 def answering(upstream: Any) -> Iterator[Answering]:
-    """Have the upstream of `root/wheels` do what a line of Nginx's says."""
+    """Have the upstream of `root/wheels` answer by a line of Nginx's."""
     run(upstream, f"cp {SETTINGS} /root/settings")
 
     def change(line: str) -> None:
@@ -60,7 +60,7 @@ def downloads(upstream: Any, name: str) -> int:
 
 
 def forget(server: Any) -> None:
-    """Take from Nginx the pages that it keeps, and from devpi what it knows of their age."""
+    """Take from Nginx the pages that it keeps, and from devpi their age."""
     run(server, "systemctl stop nginx && rm -rf /var/cache/lanmirror-devpi/kept /run/lanmirror-devpi-near")
     run(server, "systemctl restart devpi && systemctl start nginx")
     wait("devpi", 60, lambda: answers(DEVPI))
@@ -123,7 +123,7 @@ def test_page_is_shown_for_as_long_as_allowed_and_no_longer(
     wait("the end", 25, lambda: status_of("root/wheels", "lab-old") == status)
 
 
-def test_file_is_downloaded_once_for_all_and_for_who_goes_away(
+def test_file_is_downloaded_once_for_all_clients_and_also_after_a_client_went_away(
     server: Any, upstream: Any, answering: Answering
 ) -> None:
     data = {name: random.Random(name).randbytes(SIZE << 20) for name in ("lab-wanted", "lab-given-up")}
@@ -144,7 +144,7 @@ def test_file_is_downloaded_once_for_all_and_for_who_goes_away(
         requests.get(given_up, timeout=0.5)
     stored = server.file(f"{FILES}{urlsplit(given_up).path}")
     assert not stored.exists
-    wait("what nobody waits for", 30, lambda: stored.exists)
+    wait("the file that no client waits for", 30, lambda: stored.exists)
     assert fetch(given_up) == hashlib.sha256(data["lab-given-up"]).hexdigest()
     assert downloads(upstream, "lab-given-up") == 1
 
@@ -184,12 +184,12 @@ def test_other_upstream_shows_at_once_and_undeclared_indexes_go_only_when_asked(
     assert requests.get(url("/root/by-hand"), timeout=30).status_code == 404
 
 
-def test_what_is_too_large_is_refused() -> None:
+def test_too_large_request_is_refused() -> None:
     assert requests.get(url("/root/pypi/"), headers={"X-Long": "x" * 40_000}, timeout=30).status_code == 400
     assert requests.post(url("/+login"), data=b"x" * (2 << 20), timeout=30).status_code == 413
 
 
-def test_who_guesses_passwords_is_turned_away(server: Any) -> None:
+def test_guessing_passwords_is_limited(server: Any) -> None:
     def guess(number: int) -> int:
         login = {"user": "root", "password": f"guess-{number}"}
         return requests.post(url("/+login"), json=login, timeout=60).status_code

@@ -1,7 +1,7 @@
 """Ask for URLs until a file appears, and count: python3 load.py CA STOP URL...
 
-Four threads, each over connections that stay open for a while, as those of pip and uv do. What a URL answers first is
-what it has to answer each time. Prints what came of it as JSON.
+Four threads, each over connections that stay open for a while, as those of pip and uv do. The first answer of a URL is
+the right one for all later requests. Prints the result as JSON.
 """
 
 from __future__ import annotations

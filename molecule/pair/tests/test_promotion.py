@@ -26,7 +26,7 @@ def inventory(folder: Path, primary: str, *replicas: str) -> Path:
 
 
 def test_primary_is_not_made_a_replica_of_its_own(server: Any, replica: Any, tmp_path: Path) -> None:
-    """Who swaps the two would lose what the primary has: refused before anything changes, with the fix."""
+    """A swap of the two would lose the primary's packages: refused before anything changes, with the fix."""
     done = playbook("site.yml", inventory=inventory(tmp_path, "replica", "server"))
     assert done.code != 0
     assert 'devpi_role is "replica", but server has been a primary so far' in done.said

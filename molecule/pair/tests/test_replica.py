@@ -1,4 +1,4 @@
-"""Two servers, one of which is down: what a workstation asks of either is answered, and what is uploaded is on both."""
+"""Two servers, one of which is down: requests to either are answered, and uploads are on both."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PEER = "devpi-peer.lanmirror"
 
 
 def install(workstation: Any, index: str, packages: list[str]) -> str:
-    """Install into a new folder without a cache, from one index alone; give what pip said."""
+    """Install into a new folder without a cache, from one index alone; give pip's output."""
     return run(
         workstation,
         f"rm -rf /opt/target && /opt/tools/bin/pip -v install --no-cache-dir --index-url {index}"

@@ -26,7 +26,7 @@ WayOut = Callable[[str], None]
 
 
 def on(machine: str, command: str) -> str:
-    """Run a command of the shell, and give what it printed."""
+    """Run a command of the shell, and give its output."""
     return docker("exec", machine, "sh", "-c", command)
 
 
@@ -84,7 +84,7 @@ def way_out_ends() -> str:
 
 
 def soak(index: str) -> subprocess.Popen[str]:
-    """Start the clients on the workstation, and return once they know what is right."""
+    """Start the clients on the workstation, and return once they know the right answers."""
     docker("cp", str(FILES / "soak_client.py"), f"{WORKSTATION}:/opt/soak_client.py")
     command = ["python3", "/opt/soak_client.py", index, str(INSTALLS), *PROJECTS]
     pipe = subprocess.PIPE
@@ -172,7 +172,7 @@ def page(index: str, project: str) -> str:
     return f"{status} {text}"
 
 
-def test_one_asks_for_all_who_want_the_same_page(index: str, way_out: WayOut) -> None:
+def test_one_request_is_made_for_all_clients_of_a_page(index: str, way_out: WayOut) -> None:
     # Neither a page that is missing nor a refusal is asked for by each: devpi is asked once for those who came within
     # five seconds, and waits about as long for an upstream that says nothing.
     way_out("dropped")
@@ -195,7 +195,7 @@ def test_one_asks_for_all_who_want_the_same_page(index: str, way_out: WayOut) ->
 
 
 def at_once(index: str, project: str, clients: int = CLIENTS) -> list[tuple[int, str]]:
-    """Return the status and the text of a project's page, for each of many who ask at the same moment."""
+    """Return the status and the text of a project's page, for each of many clients that ask at the same moment."""
     ask = (
         "import json, threading, urllib.request as u, urllib.error as e\n"
         f"start, answers = threading.Barrier({clients}), []\n"

@@ -1,4 +1,4 @@
-"""The whole site by https, with the site's own authorities: what the client role installed is all that is needed."""
+"""The whole site by https, with its own authorities: a workstation needs nothing but the settings of role client."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def sites_answer() -> Iterator[None]:
 # ---- the machines -----------------------------------------------------------------------------------------------
 
 FOLDERS = "/etc /usr/local /opt /srv /var"
-# Packages that stay, since others may use them by now.
+# Packages that stay, since others may use them by now; with their dependencies.
 HELPERS = {"python3-venv", "cron", "logrotate", "openssl"}
 # Files that change without us, by the reason.
 OTHERS = {
@@ -100,28 +100,33 @@ def snapshot(host: Any, name: str) -> dict[str, Any]:
     return state
 
 
-def of_packages(host: Any, packages: set[str]) -> set[str]:
-    """Give the paths of some packages, with the links that their scripts make."""
-    if not packages:
+def packages(state: dict[str, Any]) -> set[str]:
+    return {row.split()[0] for row in state["packages"]}
+
+
+def of_packages(host: Any, names: set[str]) -> set[str]:
+    """Give the paths of some packages, with the links that their scripts make in /etc."""
+    if not names:
         return set()
-    owned = set(run(host, f"dpkg -L {' '.join(packages)}").splitlines())
-    links = run(host, "find /etc -type l -printf '%p %l\\n'; find /etc -type l -exec readlink -f {} \\; -print")
-    return owned | {row.split()[0] for row in links.splitlines() if row.split()[-1] in owned}
+    owned = set(run(host, f"dpkg -L {' '.join(names)}").splitlines())
+    links = run(host, "find /etc -type l | while read -r link; do echo $link $(readlink -f $link); done")
+    return owned | {link for link, _, target in (row.partition(" ") for row in links.splitlines()) if target in owned}
 
 
 def differences(host: Any, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Name what is not as it was, without what may change."""
-    packages = {row.split()[0] for row in set(after["packages"]) - set(before["packages"])}
+    """Name everything that is not as it was, but for the packages that stay and what changes without us."""
     may_change = re.compile("|".join(OTHERS.values()))
-    stay = of_packages(host, packages)
+    stay = of_packages(host, packages(after) - packages(before))
     old, new = before["files"], after["files"]
     found = [
         f"{path}: {old.get(path, 'absent')} -> {new.get(path, 'absent')}"
         for path in sorted(old.keys() | new.keys())
         if old.get(path) != new.get(path) and not may_change.fullmatch(path) and path not in stay
     ]
-    for kind in ("sockets", "failed"):
-        found += [f"{kind}: {row}" for row in sorted(set(before[kind]) ^ set(after[kind]))]
+    names = {path.rpartition("/")[2] for path in stay}
+    for kind in ("units", "sockets", "failed"):
+        changed = set(before[kind]) ^ set(after[kind])
+        found += [f"{kind}: {row}" for row in sorted(changed) if row.split()[0] not in names]
     return found
 
 
@@ -225,11 +230,12 @@ def test_machines_are_as_they_were_after_the_removal(
     after = {name: snapshot(host, name) for name, host in hosts.items()}
     found = {name: differences(hosts[name], before[name], after[name]) for name in MACHINES}
     assert found == {name: [] for name in MACHINES}
-    for name in MACHINES:
-        stay = {row.split()[0] for row in set(after[name]["packages"]) - set(before[name]["packages"])}
-        missing = {row.split()[0] for row in set(before[name]["packages"]) - set(after[name]["packages"])}
-        print(f"{name}: packages that stay: {sorted(stay)}")
-        assert missing == set()
+    for name, host in hosts.items():
+        stay = packages(after[name]) - packages(before[name])
+        needed = run(host, f"apt-cache depends --recurse --installed {' '.join(HELPERS)}").split()
+        assert stay <= set(needed)
+        assert packages(before[name]) <= packages(after[name])
+        assert [helper for helper in stay & HELPERS if helper not in done.said] == []
     assert run(hosts["server"], "getent passwd devpi conda-mirror || true") == ""
 
 
