@@ -32,6 +32,7 @@ from lab import (
 from docs import generate
 
 CRON = "/etc/cron.d/lanmirror-conda-mirror"
+CONDARC = "/etc/conda/.condarc"
 LOG = "/var/log/conda-mirror/sync.log"
 PACKAGES = ["idna", "attrs", "requests", "numpy"]
 SUBDIRS = [
@@ -96,6 +97,10 @@ def test_page_tells_its_length_and_is_the_same_compressed_and_plain() -> None:
 # ---- Conda ----------------------------------------------------------------------------------------------------
 
 
+def test_conda_is_left_alone_while_the_mirror_is_empty(workstation: Any) -> None:
+    assert f"{SITE}/anaconda" not in workstation.file(CONDARC).content_string
+
+
 def test_cron_itself_runs_the_sync_as_its_user(server: Any) -> None:
     before = server.run(f"cat {LOG}").stdout
     entry = server.file(CRON).content_string
@@ -109,9 +114,15 @@ def test_cron_itself_runs_the_sync_as_its_user(server: Any) -> None:
     assert "(conda-mirror) CMD (/usr/local/bin/lanmirror-conda-sync logged)" in run(server, "journalctl -t CRON")
     assert run(server, "find /srv/mirror/conda ! -user conda-mirror") == ""
     assert server.file(f"/srv/mirror/conda/{SUBDIRS[0]}/repodata.json").exists
-    # Workstations get what the server answers for, and before the sync it answered for no channel.
+
+
+def test_conda_gets_its_channels_once_the_mirror_has_them(workstation: Any) -> None:
     done = playbook("playbooks/clients.yml")
-    assert done.code == 0, done.output
+    assert (done.code, done.changed["workstation"] > 0) == (0, True), done.output
+    condarc = workstation.file(CONDARC).content_string
+    assert [url for url in (f"{SITE}/anaconda/pkgs/main", f"{SITE}/anaconda/cloud") if url not in condarc] == []
+    done = playbook("playbooks/clients.yml")
+    assert (done.code, done.changed["workstation"]) == (0, 0), done.output
 
 
 def test_listing_shows_what_is_there() -> None:
@@ -286,7 +297,7 @@ def test_settings_of_the_workstation_stay_and_ours_go_again(workstation: Any) ->
     condarc = json.loads(
         run(
             workstation,
-            f"{python} 'import json, yaml; print(json.dumps(yaml.safe_load(open(\"/etc/conda/.condarc\"))))'",
+            f"{python} 'import json, yaml; print(json.dumps(yaml.safe_load(open(\"{CONDARC}\"))))'",
         )
     )
     assert condarc["auto_update_conda"] is False
@@ -299,7 +310,7 @@ def test_settings_of_the_workstation_stay_and_ours_go_again(workstation: Any) ->
     done = playbook("playbooks/clients.yml", "-e", "client_state=absent")
     assert done.code == 0, done.output
     assert workstation.file("/etc/pip.conf").content == (FILES / "pip.conf").read_bytes()
-    assert workstation.file("/etc/conda/.condarc").content == (FILES / "condarc").read_bytes()
+    assert workstation.file(CONDARC).content == (FILES / "condarc").read_bytes()
     done = playbook("playbooks/clients.yml")
     assert done.code == 0, done.output
     assert run(workstation, "/opt/client/bin/pip config list") == pip
