@@ -195,8 +195,8 @@ def mirror(folder: Path) -> Path:
 
 def test_mirror_that_another_folder_would_lose(tmp_path: Path) -> None:
     old = mirror(tmp_path / "old")
-    assert data.working_dir(tmp_path / "none.yml") == ""
-    assert data.working_dir(written(tmp_path, conda_mirror_working_dir=f"{old}/")) == str(old)
+    assert data.setting(tmp_path / "none.yml", "working_dir") == ""
+    assert data.setting(written(tmp_path, conda_mirror_working_dir=f"{old}/"), "working_dir") == str(old)
     assert data.mirrors(old)
     (tmp_path / "new").mkdir()
     (tmp_path / "link").symlink_to(old)
@@ -204,6 +204,23 @@ def test_mirror_that_another_folder_would_lose(tmp_path: Path) -> None:
     found = {name: data.mirrors(tmp_path / name) for name in ("new", "link", "begun", "gone", "conda_mirror.yml")}
     assert found == {"new": False, "link": True, "begun": False, "gone": False, "conda_mirror.yml": False}
     assert data.existing(tmp_path / "gone/far") == tmp_path
+
+
+def test_only_what_the_engine_made_is_deleted(tmp_path: Path) -> None:
+    others = mirror(tmp_path / "disk/others")
+    (others / ".lanmirror/public").mkdir(parents=True)
+    (others / "thesis.tex").touch()
+    assert data.delete(others) is False
+    assert [path.name for path in others.iterdir()] == ["thesis.tex"]
+    alone = mirror(tmp_path / "srv/mirror/conda")
+    (tmp_path / "srv/stays").touch()
+    assert data.delete(alone) is True
+    assert [path.name for path in (tmp_path / "srv").iterdir()] == ["stays"]
+
+
+def test_settings_are_read_from_the_installed_configuration(tmp_path: Path) -> None:
+    assert data.setting(written(tmp_path), "metrics_file") == ""
+    assert data.setting(written(tmp_path, conda_mirror_metrics_file="/srv/c.prom"), "metrics_file") == "/srv/c.prom"
 
 
 @pytest.mark.parametrize("facts", [{"python_version": "3.10.12"}, {"os_family": "RedHat", "distribution": "Rocky"}])

@@ -523,6 +523,38 @@ def test_installed_configuration_says_where_devpi_has_its_data(tmp_path: Path) -
         assert data.setting(tmp_path / "file", key) == "/srv/devpi"
 
 
+@pytest.mark.parametrize("empty", [True, False])
+def test_only_what_devpi_made_is_deleted(tmp_path: Path, empty: bool) -> None:
+    folder = devpi_in(tmp_path / "data")
+    (folder / "+files/lab/dev").mkdir(parents=True)
+    (folder / ".lanmirror-aside/upgrade").mkdir(parents=True)
+    (folder / ".sqlite-wal").touch()
+    (tmp_path / "link").symlink_to(folder)
+    if not empty:
+        (folder / "thesis.tex").touch()
+        (folder / ".sqlite.mine").touch()
+    assert data.delete(tmp_path / "link", data.DATA) is empty
+    assert folder.exists() is not empty
+    if not empty:
+        assert sorted(path.name for path in folder.iterdir()) == [".sqlite.mine", "thesis.tex"]
+    assert (tmp_path / "link").is_symlink() is not empty
+    assert data.ours(tmp_path / "gone", data.DATA) == []
+
+
+def test_only_backups_are_deleted(tmp_path: Path) -> None:
+    names = ("devpi-20261124T090000Z", "devpi-20261124T090000Z.tar", ".devpi-20261125T090000Z.partial")
+    for name in (*names, "devpi-notes", "backup.tar"):
+        (tmp_path / name).touch()
+    assert sorted(path.name for path in data.ours(tmp_path, data.BACKUP)) == sorted(names)
+
+
+def test_empty_setting_does_not_take_the_next_line(tmp_path: Path) -> None:
+    (tmp_path / "watch.ini").write_text(render("devpi", "watch.ini.j2"))
+    assert data.setting(tmp_path / "watch.ini", "metrics") == ""
+    (tmp_path / "watch.ini").write_text(render("devpi", "watch.ini.j2", devpi_metrics_file="/srv/pypi.prom"))
+    assert data.setting(tmp_path / "watch.ini", "metrics") == "/srv/pypi.prom"
+
+
 # ---- what starts devpi ---------------------------------------------------------------------------------------
 
 

@@ -1,9 +1,8 @@
 #!/usr/bin/python
-"""Say where the installed configuration has the mirror, and whether a given folder may take its place."""
+"""Say where the installed configuration has the mirror, whether a given folder may take its place; or delete it."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +12,9 @@ from ansible.module_utils.basic import AnsibleModule  # type: ignore[import-unty
 DOCUMENTATION = """
 ---
 module: conda_mirror_data
-short_description: Say where the mirror is and how much room it has, and change nothing
+short_description: Say where the mirror is and how much room it has, or delete it
+description:
+  - Deletes only what the engine made, then the folder and those above it as far as they are empty and not at the root.
 options:
   config_file:
     description: The engine's configuration that the role wrote.
@@ -23,6 +24,15 @@ options:
     description: Folder that the mirror is to be in.
     type: path
     default: /nonexistent
+  marks:
+    description: Paths of which one is there when the role was ever installed.
+    type: list
+    elements: path
+    default: []
+  remove:
+    description: Whether the mirror is deleted.
+    type: bool
+    default: false
 author:
   - lanmirror
 """
@@ -38,6 +48,22 @@ EXAMPLES = """
 RETURN = """
 installed:
   description: Folder of the mirror by the installed configuration, empty where there is none.
+  type: str
+  returned: always
+present:
+  description: Whether one of C(marks) is there.
+  type: bool
+  returned: always
+metrics:
+  description: File of the metrics by the installed configuration, empty where there is none.
+  type: str
+  returned: always
+folder:
+  description: Folder of C(installed) if it has a mirror, else empty.
+  type: str
+  returned: always
+left:
+  description: C(installed) where that folder stays; with C(remove), for files of others or as a mount point.
   type: str
   returned: always
 lost:
@@ -62,10 +88,10 @@ free_gib:
 PARTS = ("pkgs", "cloud", "miniconda", "archive")
 
 
-def working_dir(config: Path) -> str:
-    """Return the folder that a configuration of the role's names; empty where there is none."""
+def setting(config: Path, key: str) -> str:
+    """Return a path that a configuration of the role's names; empty where it does not."""
     try:
-        found = re.search(r"(?m)^working_dir:\s*['\"]?(.+?)['\"]?\s*$", config.read_text(encoding="utf-8"))
+        found = re.search(rf"(?m)^{key}: *['\"]?(.*?)['\"]? *$", config.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return ""
     return found[1] if found else ""
@@ -74,6 +100,26 @@ def working_dir(config: Path) -> str:
 def mirrors(folder: Path) -> bool:
     """Return whether a folder has something of a mirror."""
     return any((folder / part).is_dir() and any((folder / part).iterdir()) for part in PARTS)
+
+
+def delete(folder: Path) -> bool:
+    """Delete what the engine made in its folder, and the folder if it is empty then; return whether it is gone."""
+    for path in (*(folder / part for part in PARTS), *folder.glob(".lanmirror*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    place = folder.resolve()
+    if any(place.iterdir()) or place.is_mount():
+        return False
+    place.rmdir()
+    if folder.is_symlink():
+        folder.unlink()
+    for parent in folder.parents[:-2]:
+        if parent.is_symlink() or parent.is_mount() or any(parent.iterdir()):
+            break
+        parent.rmdir()
+    return True
 
 
 def existing(folder: Path) -> Path:
@@ -87,19 +133,29 @@ def main() -> None:
         argument_spec={
             "config_file": {"type": "path", "required": True},
             "working_dir": {"type": "path", "default": "/nonexistent"},
+            "marks": {"type": "list", "elements": "path", "default": []},
+            "remove": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
-    installed, new = working_dir(Path(module.params["config_file"])), Path(module.params["working_dir"])
+    config, new = Path(module.params["config_file"]), Path(module.params["working_dir"])
+    installed = setting(config, "working_dir")
     place = existing(new)
-    module.exit_json(
-        changed=False,
-        installed=installed,
-        lost=bool(installed) and mirrors(Path(installed)) and not mirrors(new),
-        mounted=new.is_mount(),
-        file_system=str(next(path for path in (place.resolve(), *place.resolve().parents) if os.path.ismount(path))),
-        free_gib=shutil.disk_usage(place).free / (1 << 30),
-    )
+    folder = Path(installed or "/nonexistent")
+    found = mirrors(folder)
+    result = {
+        "installed": installed,
+        "present": any(Path(mark).exists() for mark in module.params["marks"]),
+        "metrics": setting(config, "metrics_file"),
+        "folder": str(folder) if found else "",
+        "lost": found and not mirrors(new),
+        "mounted": new.is_mount(),
+        "file_system": str(next(path for path in (place.resolve(), *place.resolve().parents) if path.is_mount())),
+        "free_gib": shutil.disk_usage(place).free / (1 << 30),
+    }
+    remove = module.params["remove"] and folder.is_dir()
+    gone = remove and (module.check_mode or delete(folder))
+    module.exit_json(changed=remove, left=str(folder) if folder.is_dir() and not gone else "", **result)
 
 
 if __name__ == "__main__":
