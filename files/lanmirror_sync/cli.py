@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import errno
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lanmirror_sync import __version__, status
-from lanmirror_sync.config import Config, ConfigError, Options, load
-from lanmirror_sync.fetch import Fetcher, UnreachableError
+from lanmirror_sync import __version__, signals, status
+from lanmirror_sync.answers import UnreachableError
+from lanmirror_sync.config import Config, ConfigError, Options, load, overridden
+from lanmirror_sync.fetch import Fetcher
 from lanmirror_sync.memory import Memory
-from lanmirror_sync.progress import GIB, PlainProgress, TerminalProgress
-from lanmirror_sync.report import discreet
+from lanmirror_sync.mirror import Mirror
+from lanmirror_sync.progress import PlainProgress, TerminalProgress, amount
+from lanmirror_sync.report import Report, discreet, in_words
 from lanmirror_sync.store import LockedError, NoRoomError, Store
-from lanmirror_sync.upstream import ask
+from lanmirror_sync.upstream import begin_searches
 
 EXIT_CODES = """\
 exit codes:
-  0  in sync; verify: everything is as it should be, or was repaired
-  1  some packages could not be had, and the published index names none of them; verify: something is wrong
-  2  the configuration is wrong
-  3  another run holds the lock
-  4  too little disk
-  5  the upstream cannot be reached, nothing changed
+   0  in sync; verify: everything is as it should be, or was repaired
+   1  some packages could not be had, and the published index names none of them; verify: something is wrong
+   2  the configuration is wrong
+   3  another run holds the lock
+   4  too little disk
+   5  the upstream cannot be reached, nothing changed
+  70  a fault of the program itself, with a traceback in the log; what is served is whole
+ 129, 130, 143  it was asked to end (SIGHUP, SIGINT, SIGTERM); what is served is whole, and the next run goes on
 """
-PERCENT = 100
 OK, INCOMPLETE, WRONG, LOCKED, NO_ROOM, UNREACHABLE = range(6)
+CRASHED = 70
 ENDED: Mapping[type[Exception], int] = {LockedError: LOCKED, NoRoomError: NO_ROOM, UnreachableError: UNREACHABLE}
+# The options that mean something to some commands alone.
+ONLY_FOR = {"delete": "sync", "accept_older": "sync, plan", "max_delete": "sync, plan", "repair": "verify"}
+EVERYTHING = "*"
 
 log = logging.getLogger("lanmirror_sync")
 
@@ -61,7 +69,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--max-delete", type=float, metavar="PERCENT",
-        help="how much of a subdir may be deleted at once, instead of the configuration's max_delete",
+        help="how much of a subdir may go at once, instead of the configuration's max_delete",
     )  # fmt: skip
     parser.add_argument(
         "--accept-older", action="store_true", help="publish the upstream's index even where it is older than ours"
@@ -75,20 +83,20 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _config(arguments: argparse.Namespace) -> Config:
-    """Return the configuration, with what the command line says over it."""
-    config = load(arguments.config)
-    if arguments.working_dir is not None:
-        config = dataclasses.replace(config, working_dir=arguments.working_dir.absolute())
-    if arguments.jobs is not None:
-        if arguments.jobs < 1:
-            raise ConfigError(f"--jobs is {arguments.jobs}; allowed: a whole number from 1 on")
-        config = dataclasses.replace(config, jobs=arguments.jobs)
-    if arguments.max_delete is not None:
-        if not 0 <= arguments.max_delete <= PERCENT:
-            raise ConfigError(f"--max-delete is {arguments.max_delete:g}; allowed: a number from 0 to {PERCENT}")
-        config = dataclasses.replace(config, max_delete=arguments.max_delete)
-    if not config.subdirs() and not config.dists:
-        raise ConfigError("repos, cloud and installers.dists are all empty: there is nothing to mirror")
+    """Return the configuration, with what the command line says over it; one that makes no sense is wrong."""
+    config = overridden(load(arguments.config), arguments.working_dir, arguments.jobs, arguments.max_delete)
+    for option, commands in ONLY_FOR.items():
+        given = getattr(arguments, option)
+        if given is not None and given is not False and arguments.command not in commands.split(", "):
+            name = option.replace("_", "-")
+            raise ConfigError(
+                f"--{name} is an option of {commands.replace(', ', ' and ')}, and not of {arguments.command}"
+            )
+    if not any(fnmatchcase(path, arguments.only) for path in config.paths()):
+        inside = f"{arguments.only.rstrip('/')}/*"
+        near = any(fnmatchcase(path, inside) for path in config.paths())
+        hint = f"; did you mean {inside!r}?" if near else ""
+        raise ConfigError(f"--only {arguments.only!r} matches nothing{hint} (there are: {', '.join(config.paths())})")
     return config
 
 
@@ -96,36 +104,42 @@ class Discreet(logging.Filter):
     """Takes the credentials out of addresses: a log is read by more people than the configuration."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Rewrite the message; every record passes."""
-        record.msg, record.args = discreet(record.getMessage()), ()
+        """Rewrite the message, and a traceback with it; every record passes."""
+        text = record.getMessage()
+        if record.exc_info and record.exc_info[1]:
+            text += "\n" + "".join(traceback.format_exception(record.exc_info[1])).rstrip()
+        record.msg, record.args, record.exc_info = discreet(text), (), None
         return True
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:  # noqa: PLR0911 - one for each way to end
     """Run the command line and return its exit code; see `EXIT_CODES`."""
     arguments = _arguments(argv)
     progress = _set_up_log()
+    signals.listen()
     if arguments.verbose:
         logging.getLogger("lanmirror_sync").setLevel(logging.DEBUG)
     try:
         config = _config(arguments)
+        if arguments.check_config:
+            return OK
+        command = {"plan": _plan, "verify": _verify}.get(arguments.command, _sync)
+        return command(config, arguments, progress)
     except ConfigError as error:
         log.error("%s", error)
         return WRONG
-    if arguments.check_config:
-        return OK
-    command = {"plan": _plan, "verify": _verify}.get(arguments.command, _sync)
-    try:
-        return command(config, arguments, progress)
     except (LockedError, NoRoomError, UnreachableError) as error:
         log.error("%s", error)
         return ENDED[type(error)]
     except OSError as error:
-        log.error("%s: %s", error.filename or config.working_dir, error.strerror or error)
+        log.error("%s", in_words(error))
         return NO_ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else INCOMPLETE
-    except KeyboardInterrupt:
-        log.error("interrupted; what is served is whole, and the next run goes on from here")
-        return INCOMPLETE
+    except signals.EndedError as error:
+        log.error("%s", error)
+        return error.code
+    except Exception:
+        log.exception("this is a fault of the program; what is served is whole")
+        return CRASHED
     finally:
         progress.stop()
 
@@ -148,30 +162,22 @@ def _set_up_log() -> PlainProgress | TerminalProgress:
     return TerminalProgress(console)
 
 
+def _code(report: Report) -> int:
+    return CRASHED if report.crashes else INCOMPLETE if report.failed else OK
+
+
 def _plan(config: Config, arguments: argparse.Namespace, progress: PlainProgress | TerminalProgress) -> int:
     """Print what a sync would fetch: a line for each subdir, and the sum."""
     store = Store(config.working_dir)
-    with Memory(store.memory_file) as memory, Fetcher(config) as fetcher:
-        asked = ask(config, arguments.only, store, memory, fetcher)
-        from lanmirror_sync.sync import Run  # noqa: PLC0415
+    with Memory(store.memory_file, read_only=True) as memory, Fetcher(config) as fetcher:
+        mirror = Mirror(config, store, memory)
+        searches = begin_searches(mirror, arguments.only, fetcher)
+        from lanmirror_sync.preview import Preview  # noqa: PLC0415
 
-        options = Options(arguments.only, dry=True)
-        run = Run(config, options, asked, store, memory, fetcher=fetcher, progress=progress)
-        tasks, downloads = run.plan()
-    total = 0
-    for path, held in run.report.unchanged.items():
-        print(f"{path}: 0 to fetch, unchanged; {held} held")
-    for task in tasks:
-        total += task.plan.download_bytes
-        unverified = f", {len(task.plan.check)} to hash" if task.plan.check else ""
-        print(
-            f"{task.path}: {task.plan.files} to fetch, {task.plan.download_bytes / GIB:.2f} GiB; "
-            f"{task.plan.held} held{unverified}"
-        )
-    size = sum(download.expected.size or 0 for download in downloads)
-    print(f"installers: {len(downloads)} to fetch, {size / GIB:.2f} GiB")
-    print(f"in all: {(total + size) / GIB:.2f} GiB")
-    return INCOMPLETE if run.report.failed else OK
+        preview = Preview(mirror, Options(arguments.only, accept_older=arguments.accept_older), searches, fetcher)
+        for line in preview.lines():
+            print(line)
+    return _code(preview.report)
 
 
 def _sync(config: Config, arguments: argparse.Namespace, progress: PlainProgress | TerminalProgress) -> int:
@@ -180,53 +186,47 @@ def _sync(config: Config, arguments: argparse.Namespace, progress: PlainProgress
     began, started = time.time(), time.monotonic()
     store.create()
     with store.locked(), Memory(store.memory_file) as memory, Fetcher(config, progress.received) as fetcher:
-        asked = ask(config, arguments.only, store, memory, fetcher)
+        mirror = Mirror(config, store, memory)
+        searches = begin_searches(mirror, arguments.only, fetcher)
         # Loaded while the upstream answers.
         from lanmirror_sync.sync import Run  # noqa: PLC0415
 
         options = Options(arguments.only, arguments.delete, arguments.accept_older)
-        run = Run(config, options, asked, store, memory, fetcher=fetcher, progress=progress)
+        run = Run(mirror, options, searches, fetcher, progress)
         report = run.report
-        status.write(config, store, memory, status.Outcome(status.RUNNING, began, report))
-        error, result = "it was ended from outside", status.FAILED
-        try:
+        with status.told(mirror, report, began, arguments.only):
             run.sync()
-        except (NoRoomError, UnreachableError, OSError) as failure:
-            error = str(failure)
-            raise
-        else:
-            error, result = "", status.INCOMPLETE if report.failed else status.IN_SYNC
-        finally:
-            status.write(config, store, memory, status.Outcome(result, began, report, error))
+            report.crashes += fetcher.crashes
     spent = time.monotonic() - started
     log.info(
-        "%s: %d files fetched (%.2f GiB, %.1f MB/s), %d deleted, %d failures, %d of %d subdirs unchanged, %.1f s",
-        result, report.fetched, report.received / GIB, report.received / 1e6 / max(spent, 0.001), report.deleted,
+        "%s%s: %d files fetched (%s, %.1f MB/s), %d deleted, %d failures, %d of %d subdirs unchanged, %.1f s",
+        status.result_of(report), "" if arguments.only == EVERYTHING else f" ({arguments.only} alone)",
+        report.fetched, amount(report.received), report.received / 1e6 / max(spent, 0.001), report.deleted,
         report.failed, len(report.unchanged), report.asked, spent,
     )  # fmt: skip
-    return INCOMPLETE if report.failed else OK
+    return _code(report)
 
 
 def _verify(config: Config, arguments: argparse.Namespace, progress: PlainProgress | TerminalProgress) -> int:
-    """Verify what is held, and log one line that sums it up."""
+    """Verify what is held, tell the outside, and log one line that sums it up."""
     # Loaded where it is asked for, like what a terminal needs.
     from lanmirror_sync.verify import Verification  # noqa: PLC0415
 
     progress.verb = "hash"
     store = Store(config.working_dir)
-    started = time.monotonic()
+    began, started = time.time(), time.monotonic()
     store.create()
     with store.locked(), Memory(store.memory_file) as memory, Fetcher(config, progress.received) as fetcher:
-        verification = Verification(
-            config, store, memory, fetcher=fetcher, progress=progress, repair=arguments.repair
-        )  # fmt: skip
-        findings = verification.run(arguments.only)
-    report = verification.report
+        mirror = Mirror(config, store, memory)
+        verification = Verification(mirror, fetcher, progress, repair=arguments.repair)
+        report = verification.report
+        with status.told(mirror, report, began, arguments.only, verification.counts):
+            verification.run(arguments.only)
+            report.crashes += fetcher.crashes
+    counts = verification.counts
     log.info(
         "%s: %d files referenced, %d held, %d repaired, %d orphaned, %d problems left, %.1f s",
-        "incomplete" if report.failed else "verified",
-        sum(finding.referenced for finding in findings), sum(finding.held for finding in findings),
-        verification.repaired, sum(finding.orphaned for finding in findings), report.failed,
-        time.monotonic() - started,
+        "incomplete" if report.failed else "verified", counts["referenced"], counts["held"], counts["repaired"],
+        counts["orphaned"], report.failed, time.monotonic() - started,
     )  # fmt: skip
-    return INCOMPLETE if report.failed else OK
+    return _code(report)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
@@ -21,6 +21,12 @@ KNOWN_ARCHES = (
 )
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
+URL = re.compile(r"https?://[!-~]+")
+HOST = re.compile(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.%]+")
+HASH = re.compile(r"sha256=[0-9a-f]{64}|md5=[0-9a-f]{32}")
+MOST_JOBS = 256
+# A petabyte a second: more is a slip of the pen.
+LARGEST_RATE = 1e15
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)(b(?:ytes?)?|bits?)?)(?:/s|ps)?", re.IGNORECASE)
 
 # Every setting, with what it is when the file says nothing. README and the role document the same.
@@ -47,9 +53,14 @@ DEFAULTS: dict[str, Any] = {
         # Folders below `upstream.repo` with an installer page, and what a file's name must end in.
         "dists": ["miniconda", "archive"],
         "suffixes": ["Linux-x86_64.sh", "Windows-x86_64.exe"],
+        # Installers from elsewhere: a folder of their own to a list of URLs, each with its hash where that is known:
+        # miniforge: ["https://github.com/…/Miniforge3-Linux-x86_64.sh#sha256=…"]
+        "urls": {},
     },
     # Package names, or patterns of them (fnmatch), that are neither fetched nor named by a served index.
     "exclude": ["pytorch-nightly", "pytorch-nightly-cpu", "ignite-nightly"],
+    # File names of packages, or patterns of them, whose absence is no failure: wrong or missing upstream for good.
+    "accept_missing": [],
     # Downloads at a time, across all channels.
     "jobs": 16,
     # All downloads together: "5MB/s", "800 KiB/s", "50Mbit/s", or bytes a second; "" for no limit.
@@ -95,13 +106,11 @@ class Options:
         only: a pattern, as in `fnmatch`, of the paths to work on, for example `pkgs/main/*`.
         delete: whether files that no index has named for the time of grace are deleted.
         accept_older: whether an upstream's index is published though it is older than ours.
-        dry: look only, and write nothing.
     """
 
     only: str = "*"
     delete: bool = False
     accept_older: bool = False
-    dry: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,9 @@ class Config:
     cloud: tuple[str, ...]
     dists: tuple[str, ...]
     suffixes: tuple[str, ...]
+    installer_urls: Mapping[str, tuple[str, ...]]
     exclude: tuple[str, ...]
+    accept_missing: tuple[str, ...]
     jobs: int
     limit_rate: int
     verify_rate: int
@@ -187,6 +198,15 @@ class Config:
         return tuple(dict.fromkeys(wanted))
 
     @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders of installers."""
+        return tuple(dict.fromkeys((*self.dists, *self.installer_urls)))
+
+    def paths(self) -> tuple[str, ...]:
+        """Return everything that `--only` may choose from: subdirs and folders of installers."""
+        return (*(str(subdir.path) for subdir in self.subdirs()), *self.folders)
+
+    @property
     def repo_indexes(self) -> tuple[str, ...]:
         """Where the indexes of `repos` and the installer pages come from."""
         return (self.index_repo,) if self.index_repo else self.upstream_repo
@@ -201,6 +221,21 @@ class Config:
         return Subdir(path, tuple(f"{base}/{path}" for base in sources), tuple(f"{base}/{path}" for base in indexes))
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads YAML in which no key is given twice: of two the last would count, and the first be ignored in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+            if name and name in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def load(path: Path, environ: Mapping[str, str] | None = None) -> Config:
     """Read the configuration file; the variables that tunasync sets override it.
 
@@ -213,10 +248,10 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Config:
     """
     environ = os.environ if environ is None else environ
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - it is a SafeLoader
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     try:
         return parse(data if data is not None else {}, environ)
@@ -260,8 +295,10 @@ def parse(data: object, environ: Mapping[str, str]) -> Config:
         cloud=cloud,
         dists=_names("installers.dists", installers["dists"]),
         suffixes=_strings("installers.suffixes", installers["suffixes"]),
+        installer_urls=_installer_urls(installers["urls"], installers["dists"]),
         exclude=_strings("exclude", settings["exclude"]),
-        jobs=int(_number("jobs", settings["jobs"], 1, 256, whole=True)),
+        accept_missing=_strings("accept_missing", settings["accept_missing"]),
+        jobs=int(_number("jobs", settings["jobs"], 1, MOST_JOBS, whole=True)),
         limit_rate=_rate("limit_rate", settings["limit_rate"]),
         verify_rate=_rate("verify_rate", settings["verify_rate"]),
         delete_grace_hours=_number("delete_grace_hours", settings["delete_grace_hours"], 0, 24 * 365),
@@ -288,7 +325,7 @@ def _merge(prefix: str, data: object, defaults: dict[str, Any]) -> dict[str, Any
             raise ConfigError(
                 f"{prefix}{key} is no setting{hint} (allowed: {', '.join(prefix + name for name in defaults)})"
             )
-        nested = isinstance(defaults[key], dict)
+        nested = isinstance(defaults[key], dict) and defaults[key]
         merged[key] = _merge(f"{prefix}{key}.", {} if value is None else value, defaults[key]) if nested else value
     return {key: dict(value) if isinstance(value, dict) else value for key, value in merged.items()}
 
@@ -317,11 +354,53 @@ def _known_arch(key: str, arch: str) -> None:
         raise _wrong(key, arch, f"one of {', '.join(KNOWN_ARCHES)}{hint}")
 
 
-def _url(key: str, value: object) -> str:
-    parts = urlsplit(value) if isinstance(value, str) else None
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise _wrong(key, value, "a URL with its scheme, for example https://mirror.example.org/anaconda")
-    return parts.geturl().rstrip("/")
+def _url(key: str, value: object, *, whole: bool = False) -> str:
+    """Return a URL without a slash at the end; a `whole` one names a file, and may have a query and a fragment."""
+    if isinstance(value, str) and URL.fullmatch(value):
+        try:
+            parts = urlsplit(value)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port = None, None
+        extra = (parts.query or parts.fragment) if host and not whole else ""
+        if host and HOST.fullmatch(host) and port != 0 and not extra:
+            return value if whole else parts.geturl().rstrip("/")
+    raise _wrong(
+        key, _hidden(value),
+        "a URL with its scheme, a port from 1 to 65535 where it has one, and no blanks, for example "
+        "https://mirror.example.org/anaconda",
+    )  # fmt: skip
+
+
+def _hidden(value: object) -> object:
+    """Return a value without the credentials in it, however it is written."""
+    return re.sub(r"//[^/\s]*@", "//", value) if isinstance(value, str) else value
+
+
+def _installer_urls(value: object, dists: object) -> dict[str, tuple[str, ...]]:
+    key = "installers.urls"
+    if not isinstance(value, dict):
+        raise _wrong(
+            key, value, "a mapping of folders to lists of URLs, for example miniforge: [https://…/Miniforge3.sh]"
+        )
+    found: dict[str, tuple[str, ...]] = {}
+    for folder, urls in value.items():
+        taken = ("pkgs", "cloud", *(dists if isinstance(dists, list) else ()))
+        if not isinstance(folder, str) or not NAME.fullmatch(folder) or folder in taken:
+            raise _wrong(
+                key, folder, f"folders of their own: letters, digits, '.', '_' and '-', and none of {list(taken)}"
+            )
+        if not isinstance(urls, list) or not urls:
+            raise _wrong(f"{key}.{folder}", urls, "a list of URLs")
+        found[folder] = tuple(dict.fromkeys(_url(f"{key}.{folder}", url, whole=True) for url in urls))
+        names = [unquote(urlsplit(url).path.rpartition("/")[2]) for url in found[folder]]
+        for name, url in zip(names, found[folder], strict=True):
+            fragment = urlsplit(url).fragment.lower()
+            if not NAME.fullmatch(name) or names.count(name) > 1:
+                raise _wrong(f"{key}.{folder}", url, "URLs that end in the name of a file, each in another")
+            if fragment and not HASH.fullmatch(fragment):
+                raise _wrong(f"{key}.{folder}", url, "#sha256=<64 digits> or #md5=<32 digits> behind a URL, or nothing")
+    return found
 
 
 def _urls(key: str, value: object) -> tuple[str, ...]:
@@ -344,9 +423,9 @@ def _rate(key: str, value: object) -> int:
     if match:
         number, prefix, binary, unit = match.groups()
         factor = float(1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " ")
-        rate = int(float(number) * factor / (8 if (unit or "").lower().startswith("bit") else 1))
-        if rate > 0:
-            return rate
+        rate = float(number) * factor / (8 if (unit or "").lower().startswith("bit") else 1)
+        if 1 <= rate <= LARGEST_RATE:
+            return int(rate)
     raise _wrong(key, value, 'a rate above 0, for example 5MB/s, 800 KiB/s or 50Mbit/s, or "" for no limit')
 
 
@@ -360,9 +439,10 @@ def _site(site: dict[str, Any]) -> Site:
 
 
 def _directory(key: str, value: object) -> Path:
-    if not isinstance(value, str) or not value.startswith("/") or ".." in Path(value).parts or value == "/":
-        raise _wrong(key, value, "an absolute path, for example /srv/mirror/conda")
-    return Path(value)
+    good = isinstance(value, str) and value.startswith("/") and value.isprintable()
+    if not good or ".." in Path(str(value)).parts or os.path.normpath(str(value)) in ("/", "//"):
+        raise _wrong(key, value, "an absolute path, for example /srv/mirror/conda, and not /")
+    return Path(str(value))
 
 
 def _number(key: str, value: object, low: float, high: float, *, whole: bool = False) -> float:
@@ -373,6 +453,24 @@ def _number(key: str, value: object, low: float, high: float, *, whole: bool = F
 
 
 def _ca_bundle(value: object) -> str:
-    if not isinstance(value, str) or (value and not Path(value).is_file()):
+    if not isinstance(value, str) or "\0" in value or (value and not Path(value).is_file()):
         raise _wrong("ca_bundle", value, 'the path of a PEM file, or "" for the usual authorities')
     return value
+
+
+def overridden(config: Config, working_dir: Path | None, jobs: int | None, max_delete: float | None) -> Config:
+    """Return the configuration with what the command line says over it; it is checked as the file is.
+
+    Raises:
+        ConfigError: see `load`.
+    """
+    if working_dir is not None:
+        path = _directory("--working-dir", os.path.normpath(working_dir.absolute()))
+        config = replace(config, working_dir=path)
+    if jobs is not None:
+        config = replace(config, jobs=int(_number("--jobs", jobs, 1, MOST_JOBS, whole=True)))
+    if max_delete is not None:
+        config = replace(config, max_delete=_number("--max-delete", max_delete, 0, 100))
+    if not config.paths():
+        raise ConfigError("repos, cloud and installers are all empty: there is nothing to mirror")
+    return config

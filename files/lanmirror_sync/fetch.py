@@ -15,17 +15,37 @@ import math
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pycurl
 
+from lanmirror_sync.answers import (
+    Answer,
+    DeniedError,
+    Done,
+    Feed,
+    FetchError,
+    MissingError,
+    UnreachableError,
+    Validators,
+    WrongBytesError,
+)
 from lanmirror_sync.config import Config
 from lanmirror_sync.hosts import LONGEST_WAIT_SECONDS, Hosts, Refusal, host_of
-from lanmirror_sync.sinks import Download, FileSink, Landed, MemorySink, Sink, WrongError
-from lanmirror_sync.wire import Exchange, Failure, Wire, http_date
+from lanmirror_sync.sinks import (
+    Download,
+    FileSink,
+    MemorySink,
+    PeekSink,
+    Sink,
+    WrongError,
+    number,
+)
+from lanmirror_sync.store import BROKEN_DISK
+from lanmirror_sync.wire import Exchange, Failure, NoUrlError, Wire, http_date
 
 # A download of more bytes is a big one: at most half of the jobs are given to these while small ones wait.
 BIG_BYTES = 16 << 20
@@ -36,60 +56,16 @@ NOT_MODIFIED = 304
 NO_SUCH_RANGE = 416
 ANSWERED = (200, 206, NOT_MODIFIED)
 MISSING = (404, 410)
+# What servers also answer for what they do not have, or to a method that they do not know: object stores 403,
+# application servers 500. It is believed only of what a channel need not have.
+ABSENT = (400, 402, 403, 405, 406, 409, 451, 500, 501)
+DENIED = (401, 407)
 REFUSED = (403, 429)
 SERVER_ERROR = 500
+# Whole bytes that are not the right ones are fetched once more from the same place, and no oftener.
+MOST_WRONG = 2
 
 log = logging.getLogger(__name__)
-
-
-class FetchError(Exception):
-    """A URL that could not be had; the message says why."""
-
-
-class UnreachableError(FetchError):
-    """The upstream does not answer, or answers only with errors of its own."""
-
-
-class MissingError(FetchError):
-    """The upstream answers, and does not have it."""
-
-
-@dataclass(frozen=True)
-class Validators:
-    """What tells whether a URL still has the same bytes (RFC 9110, 13.1); they mean nothing for another URL."""
-
-    url: str = ""
-    etag: str = ""
-    last_modified: str = ""
-
-    def headers(self) -> list[str]:
-        """Return what a conditional request sends."""
-        conditions = (("If-None-Match", self.etag), ("If-Modified-Since", self.last_modified))
-        return [f"{name}: {value}" for name, value in conditions if value]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of a request.
-
-    Attributes:
-        data: the body; None where it is unchanged since the validators that were sent.
-        validators: those of the answer.
-        size: the length of the body in bytes, as announced; None where it was not.
-    """
-
-    data: bytes | None
-    validators: Validators
-    size: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """How a download ended: what landed, or why it did not."""
-
-    download: Download
-    landed: Landed | None
-    error: FetchError | None
 
 
 @dataclass(eq=False)
@@ -100,15 +76,23 @@ class _Job:
     known: Validators
     finish: Callable[[Exchange | None, FetchError | None], None]
     optional: bool = False
+    # Whether it need not be there: see `ABSENT`.
+    spare: bool = False
     place: int = 0
     tries: int = 0
+    # Places that failed in this round of attempts; that lack it, or deny it; that sent wrong bytes, how often.
     tried: set[int] = field(default_factory=set)
     missing: set[int] = field(default_factory=set)
+    wrong: Counter[int] = field(default_factory=Counter)
+    seen: dict[int, tuple[Validators, int | None]] = field(default_factory=dict)
+    denied: bool = False
     # When a place that failed may be asked again (monotonic time, seconds).
     later: dict[int, float] = field(default_factory=dict)
     error: FetchError | None = None
     resumed: bool = False
     complete: bool = False
+    # What went wrong where it could not be raised.
+    trouble: Exception | None = None
     probe: bool = False
 
     @property
@@ -134,12 +118,16 @@ class Fetcher:
         self._waiting: list[tuple[float, int, _Job]] = []
         self._busy: dict[Exchange, _Job] = {}
         self._ticket = itertools.count()
-        self._feeds: list[Iterator[Download] | None] = [None, None]
+        self._feeds = (Feed(), Feed())
         self._feeding = False
+        self._closed = False
         self._big = 0
         self._unfinished = 0
         self._failure: BaseException | None = None
         self._finished: list[Done] = []
+        # Every job that was not finished yet, so that whatever happens each is told how it ended.
+        self._open: set[_Job] = set()
+        self.crashes: list[BaseException] = []
         self._done: queue.SimpleQueue[list[Done] | BaseException | None] = queue.SimpleQueue()
         self._hashing = ThreadPoolExecutor(1)
         self._thread = threading.Thread(target=self._run, name="fetch", daemon=True)
@@ -155,7 +143,7 @@ class Fetcher:
         self._hashing.shutdown(cancel_futures=True)
         self._wire.close()
 
-    def ask(
+    def request(
         self,
         urls: Sequence[str],
         *,
@@ -163,6 +151,7 @@ class Fetcher:
         known: Validators | None = None,
         limit: int = 1 << 30,
         optional: bool = False,
+        spare: bool = False,
     ) -> Future[Answer]:
         """Ask for something small enough for memory, at the first of `urls` that has it.
 
@@ -175,34 +164,46 @@ class Fetcher:
             known: validators of what is held; only sent to the URL that they are of.
             limit: bytes.
             optional: whether one place that does not have it is enough to believe that there is none.
+            spare: whether nobody needs it: then an answer that may mean anything else too (`ABSENT`) means that it is
+                not there, and says nothing about the host.
         """
         future: Future[Answer] = Future()
-        sink = MemorySink(limit)
 
         def finish(exchange: Exchange | None, error: FetchError | None) -> None:
             if exchange is None:
                 future.set_exception(error or FetchError(f"{urls[0]}: stopped"))
                 return
-            headers = exchange.headers
-            validators = Validators(exchange.url, headers.get("etag", ""), headers.get("last-modified", ""))
-            length = headers.get("content-length", "")
-            body = None if exchange.status == NOT_MODIFIED else sink.data
-            future.set_result(Answer(body, validators, int(length) if length.isdecimal() else None))
+            sink = job.sink
+            size = sink.size if isinstance(sink, PeekSink) else number(exchange.headers.get("content-length", ""))
+            body = sink.data if isinstance(sink, MemorySink) and exchange.status != NOT_MODIFIED else None
+            lacking = tuple(job.urls[place] for place in sorted(job.missing))
+            future.set_result(Answer(body, Validators.of(exchange), size, exchange.found_at, lacking))
 
-        self._submit(_Job(urls, method, sink, known or Validators(), finish, optional))
+        job = _Job(urls, method, MemorySink(limit), known or Validators(), finish, optional, spare)
+        self._submit(job)
         return future
 
-    def fetch(self, small: Iterator[Download], big: Iterator[Download]) -> Iterator[Done | None]:
-        """Download everything, `jobs` at a time, and tell of each as it ends; None when all that ended so far was told.
-
-        The iterators are drawn on as downloads begin, in the fetching thread.
-
-        Raises:
-            OSError: a file could not be written; nothing more is fetched.
-        """
-        self._feeds = [small, big]
+    def feed(self, small: Iterator[Download], big: Iterator[Download]) -> None:
+        """Take on downloads; the iterators are drawn on as these begin, in the fetching thread, each in its turn."""
+        self._feeds[SMALL].add(small)
+        self._feeds[BIG].add(big)
         self._feeding = True
         self._wire.wake()
+
+    def close_feed(self) -> None:
+        """Say that no more downloads come, so that `results` ends with the last of them."""
+        self._closed = True
+        self._feeding = True
+        self._wire.wake()
+
+    def results(self) -> Iterator[Done | None]:
+        """Download what `feed` brings, `jobs` at a time, and tell of each as it ends.
+
+        None comes when all that ended so far was told, and at least ten times a second.
+
+        Raises:
+            OSError: the disk is full, or broken; nothing more is fetched.
+        """
         return self._results()
 
     def _results(self) -> Iterator[Done | None]:
@@ -210,6 +211,8 @@ class Fetcher:
             try:
                 done = self._done.get(timeout=0.1)
             except queue.Empty:
+                if self._over.is_set() and self._done.empty():
+                    raise FetchError("stopped") from None
                 yield None
                 continue
             if done is None:
@@ -223,6 +226,7 @@ class Fetcher:
     # ---- all below belongs to the fetching thread ---------------------------------------------------------
 
     def _submit(self, job: _Job) -> None:
+        self._open.add(job)
         self._inbox.put(job)
         self._wire.wake()
         if self._over.is_set():
@@ -245,16 +249,42 @@ class Fetcher:
 
     def _abandon(self, failure: BaseException | None) -> None:
         """Tell all who wait that nothing comes any more."""
-        while self._ready or self._waiting or self._busy:
-            if self._ready:
-                job = self._ready.popleft()
-            else:
-                job = self._waiting.pop()[2] if self._waiting else self._busy.popitem()[1]
+        while self._open:
+            job = next(iter(self._open))
             with contextlib.suppress(OSError):
                 job.sink.close()
             stopped = FetchError(f"{job.url}: stopped")
             stopped.__cause__ = failure
-            job.finish(None, stopped)
+            self._finish(job, None, stopped)
+
+    def _finish(self, job: _Job, exchange: Exchange | None, error: FetchError | None) -> None:
+        """Tell who asked how a job ended, once."""
+        if job in self._open:
+            self._open.remove(job)
+            job.finish(exchange, error)
+
+    @contextlib.contextmanager
+    def _fence(self, job: _Job) -> Iterator[None]:
+        """Let what goes wrong with one job, whatever it is, end that job alone."""
+        try:
+            yield
+        except NoUrlError as error:
+            self._finish(job, None, FetchError(f"{job.url}: {error}"))
+        except OSError as error:
+            self._fail_disk(job, error)
+        except Exception as error:
+            self.crashes.append(error)
+            log.exception("%s: this is a fault of the program", job.url)
+            self._finish(job, None, FetchError(f"{job.url}: a fault of the program: {error!r}"))
+
+    def _fail_disk(self, job: _Job, error: OSError) -> FetchError:
+        """Take note of trouble with the disk: of the whole of it, or of one file."""
+        if error.errno in BROKEN_DISK:
+            self._failure = error
+        where = error.filename2 or error.filename
+        failed = FetchError(f"{job.url}: cannot be kept: {f'{where}: ' if where else ''}{error.strerror or error}")
+        self._finish(job, None, failed)
+        return failed
 
     def _turn(self) -> None:
         """Begin what can be begun, move bytes, and see to what has ended."""
@@ -263,16 +293,19 @@ class Fetcher:
         while self._waiting and self._waiting[0][0] <= now:
             self._ready.append(heapq.heappop(self._waiting)[2])
         while len(self._busy) < self._config.jobs and (job := self._next()):
-            self._begin(job, now)
+            with self._fence(job):
+                self._begin(job, now)
         if self._finished:  # all of a turn at once: to wake the other thread costs more than a download
             self._done.put(self._finished)
             self._finished = []
-        if self._feeding and not any(self._feeds) and not self._unfinished:
+        if self._closed and self._feeding and not any(self._feeds) and not self._unfinished:
             self._feeding = False
             self._done.put(None)
         timeout = self._waiting[0][0] - now if self._waiting else None
         for exchange, failure in self._wire.wait(timeout):
-            self._ended(exchange, failure)
+            job = self._busy.pop(exchange)
+            with self._fence(job):
+                self._ended(job, exchange, failure)
         if self._failure:
             raise self._failure
 
@@ -288,11 +321,8 @@ class Fetcher:
         if len(self._waiting) >= MOST_WAITING:
             return None
         for feed in (BIG, SMALL) if self._big < self._config.jobs // 2 else (SMALL, BIG):
-            downloads = self._feeds[feed]
-            download = next(downloads, None) if downloads else None
-            if download:
+            if download := self._feeds[feed].take():
                 return self._download_job(download, big=feed == BIG)
-            self._feeds[feed] = None
         return None
 
     def _download_job(self, download: Download, *, big: bool) -> _Job:
@@ -305,17 +335,21 @@ class Fetcher:
             self._big -= big
             self._finished.append(Done(download, sink.landed, error))
 
-        return _Job(download.urls, "GET", sink, Validators(), finish)
+        job = _Job(download.urls, "GET", sink, Validators(), finish)
+        self._open.add(job)
+        return job
 
     def _begin(self, job: _Job, now: float) -> None:
         """Send a request to the best place that may be asked; put it aside where none may be now."""
+        if job.trouble:
+            raise job.trouble
         if isinstance(job.sink, FileSink) and not job.resumed:
             job.resumed = True
             if job.sink.left_behind():
                 self._hashing.submit(self._resume, job, job.sink)
                 return
         if job.complete:
-            job.finish(None, None)
+            self._finish(job, None, None)
             return
         places = job.places()
         waits = [self._wait(job, place, now) for place in places]
@@ -323,11 +357,13 @@ class Fetcher:
         job.place = places[waits.index(wait)]
         if wait == math.inf:
             host = host_of(job.url)
-            job.finish(None, UnreachableError(f"{job.url}: {host} was given up: {self._hosts.why_given_up(host)}"))
+            given_up = UnreachableError(f"{job.url}: {host} was given up: {self._hosts.why_given_up(host)}")
+            self._finish(job, None, given_up)
         elif wait > 0:
             self._put_aside(job, now + wait)
         elif probe := self._hosts.probe(host_of(job.url), now):
-            self._send(_Job([probe], "HEAD", MemorySink(0), Validators(), lambda exchange, error: None, probe=True))
+            # Not HEAD, which some refuse for everything.
+            self._send(_Job([probe], "GET", PeekSink(), Validators(), lambda exchange, error: None, probe=True))
             self._put_aside(job, now + self._config.retry_wait_seconds)
         else:
             self._send(job)
@@ -337,17 +373,17 @@ class Fetcher:
         sink = job.sink
         conditions = job.known.headers() if job.known.url == job.url else []
         exchange = Exchange(job.url, job.method, (*sink.headers(job.url), *conditions))
-        exchange.on_body = self._body_taker(exchange, sink)
+        exchange.on_body = self._body_taker(exchange, job)
+        self._wire.start(exchange)
         self._hosts.began(host_of(job.url))
         self._busy[exchange] = job
-        self._wire.start(exchange)
 
-    def _body_taker(self, exchange: Exchange, sink: Sink) -> Callable[[bytes], bool]:
+    def _body_taker(self, exchange: Exchange, job: _Job) -> Callable[[bytes], bool]:
         def take(data: bytes) -> bool:
             try:
-                return sink.take(exchange, data)
-            except OSError as error:  # the disk; libcurl could not hand it on
-                self._failure = error
+                return job.sink.take(exchange, data)
+            except Exception as error:  # libcurl could not hand it on
+                job.trouble = error
                 return False
 
         return take
@@ -356,21 +392,27 @@ class Fetcher:
         """In a thread of its own, since it may have gigabytes to read: go on from what former runs left."""
         try:
             job.complete = sink.resume()
-        except OSError as error:
-            self._failure = error
+        except Exception as error:  # it is for the fetching thread to say what that means
+            job.trouble = error
         self._submit(job)
 
     def _put_aside(self, job: _Job, until: float) -> None:
         heapq.heappush(self._waiting, (until, next(self._ticket), job))
 
-    def _ended(self, exchange: Exchange, failure: Failure | None) -> None:
+    def _ended(self, job: _Job, exchange: Exchange, failure: Failure | None) -> None:
         """See how an exchange ended, and what to do about it."""
-        job = self._busy.pop(exchange)
-        error = self._verdict(exchange, job.sink, failure)
+        host = host_of(job.url)
+        try:
+            error = self._verdict(job, exchange, failure)
+        except BaseException:
+            self._hosts.ended(host)
+            raise
         wait = _retry_after(exchange.headers.get("retry-after"))
         now = time.monotonic()  # not before the line above, or a date would be a little early
-        host = host_of(job.url)
-        if isinstance(error, UnreachableError):
+        unclear = exchange.status in ABSENT and (job.spare or job.method == "HEAD")
+        if unclear or isinstance(error, DeniedError):
+            self._hosts.ended(host)
+        elif isinstance(error, UnreachableError):
             pause = self._hosts.refused(host, Refusal(job.url, exchange.status, wait, str(error)), now)
             if pause:
                 what = "given up for this run" if pause == math.inf else f"asked again in {pause:.0f} s"
@@ -378,14 +420,23 @@ class Fetcher:
         else:
             self._hosts.served(host, now, "" if error else job.url, probe=job.probe)
         if error is None:
-            job.finish(exchange, None)
+            self._finish(job, exchange, None)
+        elif exchange.status in ABSENT and job.method == "HEAD":
+            # Many refuse the method alone. What the answer to this begins with tells the same.
+            job.method, job.sink = "GET", PeekSink()
+            self._ready.append(job)
         elif not job.probe:
-            self._failed(job, error, max(self._config.retry_wait_seconds * 2**job.tries, wait), now)
+            self._failed(job, exchange, error, max(self._config.retry_wait_seconds * 2**job.tries, wait), now)
 
-    def _failed(self, job: _Job, error: FetchError, wait: float, now: float) -> None:
+    def _failed(self, job: _Job, exchange: Exchange, error: FetchError, wait: float, now: float) -> None:
         """Ask the next place, or this one again in `wait` seconds; or give the request up."""
         missing = isinstance(error, MissingError)
-        (job.missing if missing else job.tried).add(job.place)
+        if isinstance(error, WrongBytesError):
+            job.wrong[job.place] += 1
+            job.seen[job.place] = (Validators.of(exchange), number(exchange.headers.get("content-length", "")))
+        job.denied |= isinstance(error, DeniedError)
+        for_good = missing or isinstance(error, DeniedError) or job.wrong[job.place] >= MOST_WRONG
+        (job.missing if for_good else job.tried).add(job.place)
         if not missing or job.error is None:
             job.error = error
         job.later[job.place] = now + min(wait, LONGEST_WAIT_SECONDS)
@@ -393,12 +444,15 @@ class Fetcher:
         soonest = min((self._wait(job, place, now) for place in left), default=math.inf)
         last = job.tries >= self._config.retries
         if missing and job.optional:
-            job.finish(None, error)
+            self._finish(job, None, error)
         # A place that has to be left alone for long is no reason not to ask the others again before.
         elif left and (soonest <= wait or last or not job.tried):
             self._ready.append(job)
         elif last or not job.tried:
-            job.finish(None, job.error if job.tried else error)
+            last_word = error if missing and not (job.tried or job.wrong or job.denied) else job.error
+            if isinstance(last_word, WrongBytesError) and not job.tried:
+                last_word.seen = tuple(job.seen.values())
+            self._finish(job, None, last_word)
         else:
             job.tried.clear()
             job.tries += 1
@@ -412,31 +466,36 @@ class Fetcher:
         """Return for how long to leave a place alone; infinity when its host was given up."""
         return max(self._hosts.wait(host_of(job.urls[place]), now), job.later.get(place, now) - now)
 
-    def _verdict(self, exchange: Exchange, sink: Sink, failure: Failure | None) -> FetchError | None:
+    def _verdict(self, job: _Job, exchange: Exchange, failure: Failure | None) -> FetchError | None:
         """Say what is wrong with an answer; None where nothing is. The sink keeps what is worth it."""
+        sink = job.sink
+        if job.trouble:
+            sink.close()
+            raise job.trouble
         try:
             if exchange.status == NO_SUCH_RANGE:
                 sink.restart()
-            error = self._refusal(exchange, failure)
+            error = self._refusal(job, exchange, failure)
             if error is None:
                 sink.end(exchange)
             sink.close()
         except WrongError as wrong:
-            return FetchError(f"{exchange.url}: {wrong}")
-        except OSError as trouble:
-            self._failure = trouble
-            return FetchError(f"{exchange.url}: {trouble}")
+            kind = FetchError if failure else WrongBytesError
+            return kind(f"{exchange.url}: {wrong}")
         return error
 
-    def _refusal(self, exchange: Exchange, failure: Failure | None) -> FetchError | None:
+    def _refusal(self, job: _Job, exchange: Exchange, failure: Failure | None) -> FetchError | None:
         """Say why an answer does not bring what was asked for; None where it says that it does."""
         url, status = exchange.url, exchange.status
         answers = f"{url}: answers {status} {exchange.reason}".rstrip()
         error: FetchError | None = None
         if self._failure:
             error = FetchError(f"{url}: stopped")
-        elif status in MISSING:
+        elif status in MISSING or (job.spare and status in ABSENT):
             error = MissingError(answers)
+        elif status in DENIED:
+            whose = "proxy" if status == DENIED[1] else "upstream"
+            error = DeniedError(f"{answers}: the {whose} wants a user name and a password, or another one")
         elif status in REFUSED or status >= SERVER_ERROR:
             error = UnreachableError(answers)
         elif failure and failure.code in (pycurl.E_TOO_MANY_REDIRECTS, pycurl.E_UNSUPPORTED_PROTOCOL):

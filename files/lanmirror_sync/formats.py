@@ -1,6 +1,6 @@
 """What is served of a subdir: every format, made from one parsed index, so that no two can disagree.
 
-`publish` writes the files into an empty folder; to put them in place, in the order that it returns, is the
+`render` writes the files into an empty folder; to put them in place, in the order that it returns, is the
 caller's. Each of them is closed by itself (it names only what `keep` accepted), so that no instant between
 two of them is a wrong one. Formats: CEP 36, 12 (`run_exports.json`), 16 (shards), 38 (`channeldata.json`).
 """
@@ -39,15 +39,15 @@ PACKERS: Mapping[str, Callable[[Path, Path, int, Former], Packed | None]] = {
 BATCH = 1000
 
 
-class State(msgspec.Struct, frozen=True):
-    """What is remembered of a subdir from one `publish` to the next, so that only what changed is made again.
+class Memo(msgspec.Struct, frozen=True):
+    """What is remembered of a subdir from one `render` to the next, so that only what changed is made again.
 
     Attributes:
         shards: see `shards.make`.
         packed: the compressed files, by name.
     """
 
-    shards: shards.State = shards.State()
+    shards: shards.ShardMemo = shards.ShardMemo()
     packed: dict[str, Packed] = {}
 
     def encode(self) -> bytes:
@@ -55,8 +55,8 @@ class State(msgspec.Struct, frozen=True):
         return msgspec.msgpack.encode(self)
 
     @classmethod
-    def decode(cls, data: bytes) -> State:
-        """Return what was kept; an empty state where it is damaged, so that all is made anew."""
+    def decode(cls, data: bytes) -> Memo:
+        """Return what was kept; an empty memo where it is damaged, so that all is made anew."""
         try:
             return msgspec.msgpack.decode(data, type=cls)
         except BAD_JSON:
@@ -64,14 +64,14 @@ class State(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Published:
-    """What `publish` wrote.
+class Rendered:
+    """What `render` wrote.
 
     Attributes:
         files: the files in the folder, in the order in which they are to be put in place: shards first.
         obsolete: index files that are to be removed after that, since the upstream has none of the kind.
         expired: shards that were in no index for a week, to be deleted.
-        state: what to hand to the next call.
+        memo: what to hand to the next call.
         names: the package names that are published.
         seconds: the time that each format took, while others were made beside it.
     """
@@ -79,7 +79,7 @@ class Published:
     files: tuple[str, ...]
     obsolete: tuple[str, ...]
     expired: tuple[str, ...]
-    state: State
+    memo: Memo
     names: Collection[str]
     seconds: Mapping[str, float]
 
@@ -127,7 +127,7 @@ class _View:
                     yield file_name, raw
 
 
-def publish(
+def render(
     index: Index,
     folder: Path,
     *,
@@ -137,12 +137,12 @@ def publish(
     current: bytes | None = None,
     run_exports: bytes | None = None,
     bz2: bool = True,
-    state: State | None = None,
+    memo: Memo | None = None,
     served: Path | None = None,
     present: Collection[str] = (),
     now: float,
     threads: int = 2,
-) -> Published:
+) -> Rendered:
     """Write everything that is served of a subdir's index into a folder.
 
     Args:
@@ -155,7 +155,7 @@ def publish(
             of those the ones that are published.
         run_exports: the upstream's `run_exports.json`, None where it has none.
         bz2: whether that form is served. It takes more time than all others, and few clients still ask for it.
-        state: `Published.state` of the last time.
+        memo: `Rendered.memo` of the last time.
         served: the folder of what was published then.
         present: the names of the files that stand in the subdir now.
         now: Unix time, seconds.
@@ -166,7 +166,7 @@ def publish(
         OSError: the folder cannot be written to.
     """
     view = _View(index, keep, former or Index({}, {}, {}))
-    state = state or State()
+    memo = memo or Memo()
     seconds: dict[str, float] = {}
 
     parts = {"repodata.json": view}
@@ -186,7 +186,7 @@ def publish(
                     continue
                 file = name + form
                 with _timed(seconds, file):
-                    before = Former.read(served / file, state.packed.get(file)) if served else Former()
+                    before = Former.read(served / file, memo.packed.get(file)) if served else Former()
                     made = PACKERS[form](folder / name, folder / file, threads, before)
                 if made:
                     packed[file] = made
@@ -201,19 +201,19 @@ def publish(
                 removed=_removed(index),
                 info={**_info(view), "subdir": arch},
                 folder=folder,
-                former=state.shards,
+                former=memo.shards,
                 present=present,
                 now=now,
             )
             (folder / shards.INDEX).write_bytes(made.index)
         packed = packing.result()
     there = {file.name for file in folder.iterdir()} - set(made.files)
-    return Published(
+    return Rendered(
         files=(*made.files, *(name for name in INDEX_FILES if name in there)),
         obsolete=tuple(name for name in INDEX_FILES if name not in there),
         expired=made.expired,
-        state=State(made.state, packed),
-        names=made.state.shards.keys(),
+        memo=Memo(made.memo, packed),
+        names=made.memo.shards.keys(),
         seconds=seconds,
     )
 

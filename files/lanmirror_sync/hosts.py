@@ -112,6 +112,10 @@ class Hosts:
             known.in_a_row = 0
             known.good = url or known.good
 
+    def ended(self, host: str) -> None:
+        """Note that a request ended with an answer that tells nothing about the host."""
+        self._over(self._hosts[host])
+
     def probe(self, host: str, now: float) -> str:
         """Return what to ask a host for after a pause, before anything else; "" for just the next request."""
         known = self._hosts.get(host)

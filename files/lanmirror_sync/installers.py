@@ -1,32 +1,38 @@
-"""Installers: what a page of the upstream lists, and what of it is to be fetched.
+"""Installers: what a page of the upstream lists, what is named by its URL, and what of it is to be fetched.
 
 Two kinds of pages are understood: the official one, a table with name, size, date and hash, and the directory
-listings of public mirrors (Nginx's autoindex and fancyindex, Apache's), which have no hash.
+listings of public mirrors (Nginx's autoindex and fancyindex, Apache's), which have no hash. The hash of each file that
+was fetched is remembered in a file of its own, since nothing else tells what an installer of such a listing should be.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import PurePosixPath
-from urllib.parse import unquote
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
+from lanmirror_sync.answers import Answer, FetchError, MissingError
 from lanmirror_sync.config import Config
-from lanmirror_sync.fetch import Answer, Fetcher, FetchError, MissingError
-from lanmirror_sync.memory import Memory, known_files
-from lanmirror_sync.plan import Known
-from lanmirror_sync.repodata import MD5, SHA256
-from lanmirror_sync.report import Report
+from lanmirror_sync.fetch import Fetcher
+from lanmirror_sync.mirror import Mirror
+from lanmirror_sync.repodata import MD5, SHA256, RepodataError
+from lanmirror_sync.report import Report, in_words
 from lanmirror_sync.sinks import Download, Expected, Landed
 from lanmirror_sync.store import Store, digest
+from lanmirror_sync.upstream import unpack
 
 LARGEST_PAGE = 1 << 24
-FACT = "installer/"
-
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
+LENGTHS = {64: "sha256", 32: "md5"}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,41 +50,137 @@ class Installer:
     digest: str
 
 
-class _Page(HTMLParser):
-    """Collects links, and the hash that stands in the same table row."""
+@dataclass
+class Entry:
+    """What is remembered of an installer that was fetched.
 
-    def __init__(self) -> None:
+    Attributes:
+        size: in bytes.
+        digest: in hexadecimal, a sha256 or an md5.
+        seen: the validator that each URL had of it.
+    """
+
+    size: int
+    digest: str
+    seen: dict[str, str] = field(default_factory=dict)
+
+
+class Ledger:
+    """What is remembered of installers, by path; apart from the rest, which can be found out again."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._file = store.state / "installers.json"
+        self.entries: dict[str, Entry] = {}
+        try:
+            kept = json.loads(self._file.read_bytes())
+            self.entries = {
+                str(path): Entry(int(item["size"]), bytes.fromhex(item["digest"]).hex(), dict(item["seen"]))
+                for path, item in kept.items()
+            }
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            log.warning("%s: cannot be read (%s); installers without a listed hash are fetched anew", self._file, error)
+
+    def save(self) -> None:
+        """Keep it."""
+        kept = {path: {"size": e.size, "digest": e.digest, "seen": e.seen} for path, e in self.entries.items()}
+        self._store.write_file(self._file, json.dumps(kept, indent=1).encode())
+
+    def of(self, folder: str) -> dict[str, Entry]:
+        """Return what is remembered of a folder, by file name."""
+        prefix = f"{folder}/"
+        return {path.removeprefix(prefix): e for path, e in self.entries.items() if path.startswith(prefix)}
+
+
+def urls_of(config: Config, folder: str, name: str) -> tuple[str, ...]:
+    """Return where an installer is to be had."""
+    for url in config.installer_urls.get(folder, ()):
+        item, urls = _named(url)
+        if item.file_name == name:
+            return urls
+    return tuple(f"{base}/{folder}/{name}" for base in config.repo_sources)
+
+
+def dists_held(mirror: Mirror) -> set[str]:
+    """Return the folders of which installers were fetched."""
+    return {path.partition("/")[0] for path in Ledger(mirror.store).entries}
+
+
+def forget(mirror: Mirror, folder: str) -> None:
+    """Forget the installers of a folder."""
+    ledger = Ledger(mirror.store)
+    gone = [f"{folder}/{name}" for name in ledger.of(folder)]
+    for path in gone:
+        del ledger.entries[path]
+    if gone:
+        ledger.save()
+
+
+class _Page(HTMLParser):
+    """Collects links to files of the page's own folder, and the hash that stands in the same table row."""
+
+    def __init__(self, url: str) -> None:
         super().__init__()
+        self._url = url
         self.found: dict[str, tuple[str, str]] = {}
-        self._row: list[str] = []
+        self._in_row = False
+        self._names: list[str] = []
+        self._hashes: dict[str, set[str]] = {}
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "tr":
-            self._row = []
-        elif tag == "a":
-            name = unquote(dict(attrs).get("href") or "").removeprefix("./")
-            if FILE_NAME.fullmatch(name):
-                self.found.setdefault(name, ("sha256", ""))
-                self._row.append(name)
+            self._end_row()
+            self._in_row = True
+        elif tag == "a" and (name := self._name(dict(attrs).get("href") or "")):
+            self.found.setdefault(name, ("sha256", ""))
+            if name not in self._names:
+                self._names.append(name)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag == "tr":
-            self._row = []
+        if tag in ("tr", "table"):
+            self._end_row()
 
     def handle_data(self, data: str) -> None:
         word = data.strip().lower()
         for algorithm, pattern in (("sha256", SHA256), ("md5", MD5)):
-            if pattern.fullmatch(word):
-                for name in self._row:
-                    self.found[name] = (algorithm, word)
+            if self._in_row and pattern.fullmatch(word):
+                self._hashes.setdefault(algorithm, set()).add(word)
+
+    def close(self) -> None:
+        super().close()
+        self._end_row()
+
+    def _end_row(self) -> None:
+        """Take the hash of a row for the one file that it is about."""
+        if self._in_row and len(self._names) == 1:
+            for algorithm in ("sha256", "md5"):
+                hashes = self._hashes.get(algorithm, set())
+                if len(hashes) == 1:
+                    self.found[self._names[0]] = (algorithm, next(iter(hashes)))
+                    break
+        self._in_row, self._names, self._hashes = False, [], {}
+
+    def _name(self, href: str) -> str:
+        """Return the name of the file that a link leads to; "" where it is none of the page's own folder."""
+        try:
+            page, link = urlsplit(self._url), urlsplit(urljoin(self._url, href.strip()))
+            same_host = link.scheme in ("http", "https") and link.hostname == page.hostname and link.port == page.port
+        except ValueError:
+            return ""
+        folder, _, name = link.path.rpartition("/")
+        name = unquote(name)
+        beside = unquote(folder) == unquote(page.path.rpartition("/")[0])
+        return name if same_host and beside and FILE_NAME.fullmatch(name) else ""
 
 
-def parse(page: bytes, suffixes: Sequence[str]) -> tuple[Installer, ...]:
+def parse(page: bytes, suffixes: Sequence[str], url: str = "http://localhost/") -> tuple[Installer, ...]:
     """Return the files of a page whose names end in one of `suffixes`, in its order.
 
     A link that leads into another folder or to another host is none of its files.
     """
-    parser = _Page()
+    parser = _Page(url)
     parser.feed(page.decode("utf-8", errors="replace"))
     parser.close()
     return tuple(
@@ -88,85 +190,177 @@ def parse(page: bytes, suffixes: Sequence[str]) -> tuple[Installer, ...]:
     )
 
 
-class Installers:
-    """The installers of the pages that the configuration asks for."""
+@dataclass(frozen=True)
+class _Asked:
+    """An installer whose upstream was asked about it."""
 
-    def __init__(self, config: Config, store: Store, memory: Memory, fetcher: Fetcher, report: Report) -> None:
-        self._config = config
-        self._store = store
-        self._memory = memory
+    folder: str
+    item: Installer
+    urls: tuple[str, ...]
+    answer: Future[Answer]
+
+
+class Installers:
+    """The installers that the configuration asks for, of some of its folders."""
+
+    def __init__(self, mirror: Mirror, fetcher: Fetcher, report: Report, wanted: Sequence[str]) -> None:
+        self._mirror = mirror
         self._fetcher = fetcher
         self._report = report
-        self._validators: dict[str, str] = {}
-
-    def downloads(self, wanted: Sequence[str]) -> Iterator[Download]:
-        """Read the pages of folders such as `miniconda`, and yield what is not held."""
-        pages = {
-            dist: self._fetcher.ask([f"{base}/{dist}/" for base in self._config.repo_indexes], limit=LARGEST_PAGE)
-            for dist in wanted
+        self._wanted = wanted
+        self._ledger = Ledger(mirror.store)
+        self._validators: dict[str, tuple[str, str]] = {}
+        config = mirror.config
+        self._pages = {
+            dist: fetcher.request([f"{base}/{dist}/" for base in config.repo_indexes], limit=LARGEST_PAGE)
+            for dist in (config.dists if config.suffixes else ())
+            if dist in wanted
         }
-        for dist, page in pages.items():
+        self._asked: list[_Asked] = []
+        for folder, named in config.installer_urls.items():
+            if folder in wanted:
+                for url in named:
+                    self._ask(folder, *_named(url))
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are pages and files of which nothing is known yet."""
+        return bool(self._pages or self._asked)
+
+    def waits_for(self) -> list[str]:
+        """Return the folders of which not everything is known yet."""
+        return list(dict.fromkeys((*self._pages, *(asked.folder for asked in self._asked))))
+
+    def all(self) -> Iterator[Download]:
+        """Yield everything that is not held, waiting for it."""
+        while self.pending:
+            yield from self.ready()
+            time.sleep(0.01)
+
+    def ready(self) -> Iterator[Download]:
+        """Yield what is known by now to be not held."""
+        for dist, page in [(dist, page) for dist, page in self._pages.items() if page.done()]:
+            del self._pages[dist]
             try:
-                listed = parse(page.result().data or b"", self._config.suffixes)
-            except FetchError as error:
+                self._read(dist, page.result())
+            except (FetchError, RepodataError) as error:
                 self._report.fail(dist, f"{dist}: the installer page cannot be had: {error}")
-                continue
-            if not listed:
-                suffixes = list(self._config.suffixes)
-                self._report.fail(dist, f"{dist}: its page lists no file that ends in one of {suffixes}")
-            folder = PurePosixPath(dist)
-            known = known_files(self._store.files(folder), self._memory.verified(dist))
-            yield from self._missing(dist, listed, known)
+            except OSError as error:
+                self._report.fail(dist, f"{dist}: {in_words(error)}")
+        for asked in [asked for asked in self._asked if asked.answer.done()]:
+            self._asked.remove(asked)
+            try:
+                download = self._download(asked)
+            except MissingError:
+                path = f"{asked.folder}/{asked.item.file_name}"
+                self._report.fail(asked.folder, f"{path}: the upstream does not have it ({asked.urls[0]})")
+            except FetchError as error:
+                self._report.fail(asked.folder, f"{asked.folder}/{asked.item.file_name}: {error}")
+            except OSError as error:
+                self._report.fail(asked.folder, f"{asked.folder}/{asked.item.file_name}: {in_words(error)}")
+            else:
+                if download:
+                    yield download
 
     def landed(self, download: Download, landed: Landed) -> None:
-        """Remember of whose bytes an installer is."""
-        validator = self._validators.get(f"{download.owner}/{download.name}", "")
-        self._memory.note(f"{FACT}{download.owner}/{download.name}", {"validator": validator})
+        """Remember what an installer is, and of whose bytes."""
+        path = f"{download.owner}/{download.name}"
+        url, word = self._validators.get(path, ("", ""))
+        self._ledger.entries[path] = Entry(landed.size, landed.digest, {url: word} if url else {})
+        self._ledger.save()
 
-    def _missing(self, dist: str, listed: Sequence[Installer], known: Mapping[str, Known]) -> Iterator[Download]:
-        """Yield what of a page is not held; the upstream is asked only about what its page does not tell."""
-        asked: list[tuple[Installer, tuple[str, ...], Future[Answer]]] = []
+    def unwanted(self) -> Iterator[tuple[PurePosixPath, list[str]]]:
+        """Yield, by folder, the installers that are held and that the configuration does not ask for any more."""
+        config = self._mirror.config
+        for folder in self._wanted:
+            named = {_named(url)[0].file_name for url in config.installer_urls.get(folder, ())}
+            suffixes = config.suffixes if folder in config.dists else ()
+            there = {name for name, _, _ in self._mirror.store.files(PurePosixPath(folder))}
+            ours = self._ledger.of(folder)
+            for name in ours.keys() - there:
+                del self._ledger.entries[f"{folder}/{name}"]
+            gone = [name for name in ours if name in there and name not in named and not name.endswith(suffixes)]
+            yield PurePosixPath(folder), sorted(gone)
+        if self._ledger.entries != Ledger(self._mirror.store).entries:
+            self._ledger.save()
+
+    def _read(self, dist: str, answer: Answer) -> None:
+        """Read a page, and ask about what of it is not known to be held."""
+        config, store = self._mirror.config, self._mirror.store
+        url = answer.found_at or answer.validators.url
+        listed = parse(unpack(answer.data or b"", ""), config.suffixes, url)
+        if not listed:
+            suffixes = list(config.suffixes)
+            self._report.fail(dist, f"{dist}: its page lists no file that ends in one of {suffixes}")
+        there = {name: (size, mtime) for name, size, mtime in store.files(PurePosixPath(dist))}
         for item in listed:
-            if not (item.digest and self._is_held(dist, item, known.get(item.file_name))):
-                urls = tuple(f"{base}/{dist}/{item.file_name}" for base in self._config.repo_sources)
-                asked.append((item, urls, self._fetcher.ask(urls, method="HEAD")))
-        for item, urls, head in asked:
-            path = PurePosixPath(dist, item.file_name)
-            try:
-                answer = head.result()
-            except MissingError:
-                self._report.fail(dist, f"{path}: its page lists it, the upstream does not have it")
-                continue
-            except FetchError as error:
-                self._report.fail(dist, f"{path}: {error}")
-                continue
-            validator = answer.validators.etag or answer.validators.last_modified
-            if not item.digest and self._is_unchanged(path, known.get(item.file_name), answer.size, validator):
-                continue
-            self._validators[str(path)] = validator
-            yield Download(
-                dist, item.file_name, urls, Expected(answer.size, item.algorithm, item.digest),
-                self._store.partial_path(path, item.digest or validator), self._store.path(path),
-            )  # fmt: skip
+            if not (item.digest and item.file_name in there and self._is_right(dist, item.file_name, item.digest)):
+                self._ask(dist, item, urls_of(config, dist, item.file_name))
 
-    def _is_held(self, dist: str, item: Installer, known: Known | None) -> bool:
-        """Tell whether the file of a page with hashes is there; it is read only where nothing vouches for it."""
-        wanted = bytes.fromhex(item.digest)
-        if isinstance(known, bytes) and len(known) == len(wanted):
-            return known == wanted
-        file = self._store.path(PurePosixPath(dist, item.file_name))
-        if known is None or digest(file, item.algorithm) != item.digest:
+    def _ask(self, folder: str, item: Installer, urls: tuple[str, ...]) -> None:
+        self._asked.append(_Asked(folder, item, urls, self._fetcher.request(urls, method="HEAD")))
+
+    def _download(self, asked: _Asked) -> Download | None:
+        """Return what is to be fetched; None where it is held."""
+        folder, item, answer = asked.folder, asked.item, asked.answer.result()
+        path = PurePosixPath(folder, item.file_name)
+        url, word = answer.validators.url, answer.validators.word
+        if self._is_held(path, item, answer.size, url, word):
+            return None
+        self._validators[str(path)] = (url, word)
+        return Download(
+            folder, item.file_name, asked.urls, Expected(answer.size, item.algorithm, item.digest),
+            self._mirror.store.partial_path(path, item.digest or f"{url} {word}"), self._mirror.store.path(path),
+        )  # fmt: skip
+
+    def _is_held(self, path: PurePosixPath, item: Installer, size: int | None, url: str, word: str) -> bool:
+        """Tell whether a file is here with the bytes that the upstream has.
+
+        Where no page tells their hash: with those that were fetched, if its size is the same and the validator too; of
+        another URL, or where there is no validator, its size has to do.
+        """
+        folder, name = str(path.parent), path.name
+        if not self._mirror.store.path(path).is_file():
             return False
-        status = file.stat()
-        self._memory.verify(dist, [(item.file_name, status.st_size, status.st_mtime_ns, wanted)])
+        if item.digest:
+            return self._is_right(folder, name, item.digest)
+        entry = self._entry(folder, name)
+        if entry is None or size not in (None, entry.size) or entry.seen.get(url, word) != word:
+            return False
+        if not self._is_right(folder, name, entry.digest):
+            return False
+        entry.seen[url] = word
         return True
 
-    def _is_unchanged(self, path: PurePosixPath, known: Known | None, size: int | None, validator: str) -> bool:
-        """Tell whether a file is held that its page has no hash of: the upstream's validator has to be the same."""
-        file = self._store.path(path)
-        return (
-            isinstance(known, bytes)
-            and bool(validator)
-            and self._memory.fact(f"{FACT}{path}").get("validator") == validator
-            and size in (None, file.stat().st_size)
-        )
+    def _entry(self, folder: str, name: str) -> Entry | None:
+        """Return what is remembered of a file; an earlier version kept that with all the rest."""
+        path = f"{folder}/{name}"
+        if path not in self._ledger.entries:
+            for known, size, _, verified in self._mirror.memory.verified(folder):
+                if known == name:
+                    self._ledger.entries[path] = Entry(size, verified.hex())
+        return self._ledger.entries.get(path)
+
+    def _is_right(self, folder: str, name: str, wanted: str) -> bool:
+        """Tell whether a file has a hash; it is read only where nothing vouches for it."""
+        memory, file = self._mirror.memory, self._mirror.store.path(PurePosixPath(folder, name))
+        status = file.stat()
+        for known, size, mtime_ns, verified in memory.verified(folder):
+            if known == name and (size, mtime_ns) == (status.st_size, status.st_mtime_ns) and (
+                len(verified) == len(wanted) // 2
+            ):  # fmt: skip
+                return verified.hex() == wanted
+        if digest(file, LENGTHS[len(wanted)]) != wanted:
+            return False
+        memory.verify(folder, [(name, status.st_size, status.st_mtime_ns, bytes.fromhex(wanted))])
+        path = f"{folder}/{name}"
+        self._ledger.entries.setdefault(path, Entry(status.st_size, wanted))
+        return True
+
+
+def _named(url: str) -> tuple[Installer, tuple[str, ...]]:
+    """Return the installer that a URL names, which may have its hash behind it: `#sha256=...`."""
+    bare, fragment = urldefrag(url)
+    algorithm, _, digest_ = fragment.partition("=")
+    name = unquote(urlsplit(bare).path.rpartition("/")[2])
+    return Installer(name, algorithm or "sha256", digest_.lower()), (bare,)

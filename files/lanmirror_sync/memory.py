@@ -15,11 +15,10 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lanmirror_sync.plan import Known
-from lanmirror_sync.repodata import Package
+from lanmirror_sync.standing import Standing
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS verified (
@@ -29,7 +28,7 @@ CREATE TABLE IF NOT EXISTS orphan (folder TEXT, name TEXT, since REAL, PRIMARY K
 CREATE TABLE IF NOT EXISTS fact (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
 # What is noted of a subdir has its path behind this as its key.
-FACT = "subdir/"
+SUBDIR = "subdir/"
 # Of the tables; a file of another version is put aside like a damaged one.
 VERSION = 1
 FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
@@ -40,15 +39,17 @@ log = logging.getLogger(__name__)
 class Memory:
     """The state file. It belongs to the thread that made it; writes count from `commit` on.
 
+    Args:
+        read_only: for a look beside a run that is under way: the file is not touched, and what is told is forgotten.
+
     Raises:
         OSError: from every method, where the disk does not take or give what it should.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, read_only: bool = False) -> None:
         self._file = file
         self._unflushed = False
-        # `plan` may look at a mirror that is not there yet, and must not make it.
-        self._connection = self._connect() if file.parent.is_dir() else sqlite3.connect(":memory:")
+        self._connection = self._look() if read_only else self._connect()
         with self._errors():
             self._connection.executescript(SCHEMA)
 
@@ -93,10 +94,14 @@ class Memory:
             )
 
     def checked_since(self, folder: str, since: float) -> dict[str, bytes]:
-        """Return the digests of the files of a folder that were verified since then (Unix time, seconds), by name."""
+        """Return the digests of the files of a folder that were verified since then (Unix time, seconds), by name.
+
+        What was noted with the clock ahead was not since then.
+        """
         with self._errors():
             rows = self._connection.execute(
-                "SELECT name, digest FROM verified WHERE folder = ? AND checked >= ?", (folder, since)
+                "SELECT name, digest FROM verified WHERE folder = ? AND checked BETWEEN ? AND ?",
+                (folder, since, time.time()),
             )
             return dict(rows)
 
@@ -106,6 +111,12 @@ class Memory:
             self._connection.executemany(
                 "DELETE FROM verified WHERE folder = ? AND name = ?", ((folder, name) for name in names)
             )
+
+    def forget_folder(self, folder: str) -> None:
+        """Forget everything about the files of a folder."""
+        with self._errors():
+            self._connection.execute("DELETE FROM verified WHERE folder = ?", (folder,))
+            self._connection.execute("DELETE FROM orphan WHERE folder = ?", (folder,))
 
     def orphans(self, folder: str) -> dict[str, float]:
         """Return since when (Unix time, seconds) files have been named by no index, by name."""
@@ -132,6 +143,18 @@ class Memory:
         with self._errors():
             self._connection.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (key, json.dumps(dict(value))))
 
+    def standing(self, path: PurePosixPath) -> Standing:
+        """Return how a subdir stood at the end of the last run; an empty record where that is not known."""
+        with self._errors():
+            row = self._connection.execute("SELECT value FROM fact WHERE key = ?", (f"{SUBDIR}{path}",)).fetchone()
+        return Standing.decode(row[0]) if row else Standing()
+
+    def note_standing(self, path: PurePosixPath, standing: Standing) -> None:
+        """Remember how a subdir stands."""
+        with self._errors():
+            row = (f"{SUBDIR}{path}", standing.encode().decode())
+            self._connection.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", row)
+
     def keys(self, prefix: str) -> list[str]:
         """Return the keys that begin with `prefix`."""
         with self._errors():
@@ -142,6 +165,20 @@ class Memory:
         """Forget what was noted under a key."""
         with self._errors():
             self._connection.execute("DELETE FROM fact WHERE key = ?", (key,))
+
+    def _look(self) -> sqlite3.Connection:
+        """Return a copy of the file in memory, as it was last committed; an empty one where there is none."""
+        connection = sqlite3.connect(":memory:")
+        if self._file.exists():
+            with contextlib.closing(sqlite3.connect(f"{self._file.absolute().as_uri()}?mode=ro", uri=True)) as there:
+                try:
+                    there.backup(connection)
+                    if connection.execute("PRAGMA user_version").fetchone() == (VERSION,):
+                        return connection
+                except sqlite3.DatabaseError as error:
+                    log.warning("%s: cannot be read (%s); what is held is taken for unknown", self._file, error)
+            connection = sqlite3.connect(":memory:")
+        return connection
 
     def _connect(self) -> sqlite3.Connection:
         """Open the file; one that is damaged is put aside, and everything is verified anew."""
@@ -180,28 +217,3 @@ class Memory:
 def _number(error: sqlite3.Error) -> int:
     """Return the primary code of an error, 0 where it has none."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-def known_files(
-    files: Iterable[tuple[str, int, int]],
-    verified: Iterable[tuple[str, int, int, bytes]],
-    packages: Mapping[str, Package] | None = None,
-) -> dict[str, Known]:
-    """Return what is known of each file of a folder, by name; see `plan.Known`.
-
-    Args:
-        files: name, size and mtime_ns of the files that are there.
-        verified: name, size, mtime_ns and digest of those that were verified. A file that was touched since
-            is one of which nothing is known.
-        packages: those of the index. Where one has another size than the file, the file is not it, whatever
-            the hash says: a client would refuse it.
-    """
-    found: dict[str, Any] = {name: (size, mtime_ns) for name, size, mtime_ns in files}
-    for name, size, mtime_ns, digest in verified:
-        package = packages.get(name) if packages else None
-        if found.get(name) == (size, mtime_ns) and (package is None or package.size in (None, size)):
-            found[name] = digest
-    for name, known in found.items():
-        if isinstance(known, tuple):
-            found[name] = known[0]
-    return found

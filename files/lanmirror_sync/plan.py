@@ -6,8 +6,9 @@ import fnmatch
 import heapq
 import random
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lanmirror_sync.repodata import Package
 
@@ -29,6 +30,7 @@ class Plan:
         replace: packages of which a file with other bytes is there.
         excluded: file names that are left out because the configuration says so.
         orphans: files of packages that the index does not name, or that are excluded.
+        unwanted: of these, the ones that the configuration excludes.
     """
 
     held: int
@@ -38,6 +40,7 @@ class Plan:
     replace: tuple[Package, ...]
     excluded: frozenset[str]
     orphans: tuple[str, ...]
+    unwanted: frozenset[str] = frozenset()
 
     @property
     def files(self) -> int:
@@ -50,7 +53,32 @@ class Plan:
         return sum(package.size or 0 for package in (*self.fetch, *self.replace))
 
 
-def plan(packages: Mapping[str, Package], files: Mapping[str, Known], exclude: Collection[str]) -> Plan:
+def known_files(
+    files: Iterable[tuple[str, int, int]],
+    verified: Iterable[tuple[str, int, int, bytes]],
+    packages: Mapping[str, Package] | None = None,
+) -> dict[str, Known]:
+    """Return what is known of each file of a folder, by name; see `Known`.
+
+    Args:
+        files: name, size and mtime_ns of the files that are there.
+        verified: name, size, mtime_ns and digest of those that were verified. A file that was touched since
+            is one of which nothing is known.
+        packages: those of the index. Where one has another size than the file, the file is not it, whatever
+            the hash says: a client would refuse it.
+    """
+    found: dict[str, Any] = {name: (size, mtime_ns) for name, size, mtime_ns in files}
+    for name, size, mtime_ns, digest in verified:
+        package = packages.get(name) if packages else None
+        if found.get(name) == (size, mtime_ns) and (package is None or package.size in (None, size)):
+            found[name] = digest
+    for name, known in found.items():
+        if isinstance(known, tuple):
+            found[name] = known[0]
+    return found
+
+
+def compare(packages: Mapping[str, Package], files: Mapping[str, Known], exclude: Collection[str]) -> Plan:
     """Compare an upstream's index with what is held.
 
     Args:
@@ -58,7 +86,7 @@ def plan(packages: Mapping[str, Package], files: Mapping[str, Known], exclude: C
         files: what is known of each file in the subdir, by file name.
         exclude: package names, or patterns of them as in `fnmatch`, that are not mirrored.
     """
-    is_excluded = re.compile("|".join(map(fnmatch.translate, exclude)) or "(?!)").match
+    is_excluded = matcher(exclude)
     held = held_bytes = 0
     check: list[Package] = []
     fetch: list[Package] = []
@@ -84,7 +112,18 @@ def plan(packages: Mapping[str, Package], files: Mapping[str, Known], exclude: C
     orphans = tuple(
         name for name in files if name.endswith(PACKAGE_SUFFIXES) and (name not in packages or name in excluded)
     )
-    return Plan(held, held_bytes, tuple(check), tuple(fetch), tuple(replace), frozenset(excluded), orphans)
+    unwanted = frozenset(name for name in orphans if name in excluded or is_excluded(package_of(name)))
+    return Plan(held, held_bytes, tuple(check), tuple(fetch), tuple(replace), frozenset(excluded), orphans, unwanted)
+
+
+def matcher(patterns: Collection[str]) -> Callable[[str], object]:
+    """Return what tells whether a name is one of some, or matches one of them as in `fnmatch`."""
+    return re.compile("|".join(map(fnmatch.translate, patterns)) or "(?!)").match
+
+
+def package_of(file_name: str) -> str:
+    """Return the name of the package that a file is of (CEP 26: name-version-build, and only the name has hyphens)."""
+    return file_name.rsplit("-", 2)[0]
 
 
 def in_order(packages: Sequence[Package], at_once: int) -> list[Package]:

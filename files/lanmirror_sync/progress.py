@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter
 from pathlib import PurePosixPath
@@ -12,11 +13,20 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-GIB = 1 << 30
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+UNIT = 1024
 LOG_EVERY_SECONDS = 60.0
 SECONDS_A_MINUTE = 60
 
 log = logging.getLogger(__name__)
+
+
+def amount(size: float) -> str:
+    """Return a size in bytes with three digits or more, in the unit that it is read best in."""
+    unit = 0
+    while abs(size) >= UNIT and unit < len(UNITS) - 1:
+        size, unit = size / UNIT, unit + 1
+    return f"{size:.0f} {UNITS[unit]}" if not unit or size >= 100 else f"{size:.3g} {UNITS[unit]}"  # noqa: PLR2004 - digits
 
 
 class PlainProgress:
@@ -37,7 +47,7 @@ class PlainProgress:
         self._files += files
         self._size += size
         if files:
-            log.info("%s: to %s: %d files, %.2f GiB", owner, self.verb, files, size / GIB)
+            log.info("%s: to %s: %d files, %s", owner, self.verb, files, amount(size))
 
     def received(self, owner: str, size: int) -> None:
         """See `report.Progress`."""
@@ -46,15 +56,19 @@ class PlainProgress:
     def done(self, owner: str) -> None:
         """See `report.Progress`."""
         self._done += 1
+        self.tick()
+
+    def tick(self) -> None:
+        """See `report.Progress`."""
         now = time.monotonic()
-        if now - self._last < LOG_EVERY_SECONDS:
+        if now - self._last < LOG_EVERY_SECONDS or self._done >= self._files:
             return
         self._last = now
         rate = self._received / (now - self._began)
         left = (self._size - self._received) / rate / SECONDS_A_MINUTE if rate else 0
         log.info(
-            "%sed %d of %d files, %.2f of %.2f GiB, %.1f MB/s, %.0f min left",
-            self.verb, self._done, self._files, self._received / GIB, self._size / GIB, rate / 1e6, left,
+            "%sed %d of %d files, %s of %s, %.1f MB/s, %.0f min left",
+            self.verb, self._done, self._files, amount(self._received), amount(self._size), rate / 1e6, left,
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -90,6 +104,7 @@ class TerminalProgress:
             TimeRemainingColumn(),
             console=console,
         )
+        self._lock = threading.Lock()
         self._tasks: dict[str, TaskID] = {}
         self._files: Counter[str] = Counter()
         self._done: Counter[str] = Counter()
@@ -102,20 +117,28 @@ class TerminalProgress:
         channel = _channel(owner)
         self._files[channel] += files
         self._sizes[channel] += size
-        if channel not in self._tasks:
-            self._tasks[channel] = self._bars.add_task(channel, total=None, files=0, done=0)
-        self._bars.update(self._tasks[channel], total=self._sizes[channel], files=self._files[channel])
+        self._bars.update(self._task(channel), total=self._sizes[channel], files=self._files[channel])
         self._bars.start()
 
     def received(self, owner: str, size: int) -> None:
         """See `report.Progress`."""
-        self._bars.advance(self._tasks[_channel(owner)], size)
+        self._bars.advance(self._task(_channel(owner)), size)
 
     def done(self, owner: str) -> None:
         """See `report.Progress`."""
         channel = _channel(owner)
         self._done[channel] += 1
-        self._bars.update(self._tasks[channel], done=self._done[channel])
+        self._bars.update(self._task(channel), done=self._done[channel])
+
+    def tick(self) -> None:
+        """See `report.Progress`; bars move by themselves."""
+
+    def _task(self, channel: str) -> TaskID:
+        """Return the bar of a channel, which may get something to do before it is told how much."""
+        with self._lock:
+            if channel not in self._tasks:
+                self._tasks[channel] = self._bars.add_task(channel, total=None, files=self._files[channel], done=0)
+            return self._tasks[channel]
 
     def stop(self) -> None:
         """Leave the terminal as it was."""

@@ -1,8 +1,8 @@
 """From a settled plan to what is served: every format of an index, in the order that keeps the mirror closed.
 
 Packages to the disk, then the index that names them, and deletions last and late. Where the upstream changed
-the bytes of a file under its old name, the index is first published without that name, then the bytes are put
-in place, then the index is published whole: there is no instant at which it names other bytes than are served.
+the bytes of a file under its old name, the index is first rendered without that name, then the bytes are put
+in place, then the index is rendered whole: there is no instant at which it names other bytes than are served.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lanmirror_sync import formats, repodata
-from lanmirror_sync.memory import Memory
+from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.repodata import Index, RepodataError
 from lanmirror_sync.shards import RECIPE as SHARD_RECIPE
 from lanmirror_sync.shards import SUFFIX as SHARD_SUFFIX
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 
 NOTHING = Index({}, {}, {})
-# How the formats are made: a subdir that another version published is published anew.
-RECIPE = f"1, shards {SHARD_RECIPE}"
+# How the formats are made: a subdir that another version rendered is rendered anew.
+RECIPE = f"2, shards {SHARD_RECIPE}"
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Content:
         index: the upstream's.
         leave_out: file names that are not served.
         former: records that stand in for those of packages whose new bytes could not be had.
-        current: the upstream's `current_repodata.json`; see `formats.publish`.
+        current: the upstream's `current_repodata.json`; see `formats.render`.
         run_exports: the upstream's `run_exports.json`; likewise.
         bz2: whether the index is served in this form too.
     """
 
     index: Index
-    leave_out: Collection[str] = ()
+    leave_out: Set[str] = frozenset()
     former: Index = NOTHING
     current: bytes | None = None
     run_exports: bytes | None = None
@@ -53,33 +53,33 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Made:
+class Edition:
     """The index of a subdir in every format, made beside what is served.
 
     Attributes:
         content: what it was made of.
         folder: where the files are.
-        published: which they are.
+        rendered: which they are.
     """
 
     content: Content
     folder: Path
-    published: formats.Published
+    rendered: formats.Rendered
 
 
 class Publisher:
     """Puts indexes in place."""
 
-    def __init__(self, store: Store, memory: Memory) -> None:
-        self._store = store
-        self._memory = memory
+    def __init__(self, mirror: Mirror) -> None:
+        self._store = mirror.store
+        self._memory = mirror.memory
 
     def discard_made(self) -> None:
         """Remove what a killed run made and did not publish."""
         shutil.rmtree(self._store.publishing, ignore_errors=True)
 
     def publish(
-        self, path: PurePosixPath, content: Content, replace: Collection[str] = (), ahead: Made | None = None
+        self, path: PurePosixPath, content: Content, replace: Collection[str] = (), ahead: Edition | None = None
     ) -> None:
         """Serve what is to be served of a subdir.
 
@@ -96,15 +96,15 @@ class Publisher:
             ahead = None
         self._put(path, ahead if ahead and ahead.content == content else self.make(path, content))
 
-    def make(self, path: PurePosixPath, content: Content, withheld: Collection[str] = ()) -> Made:
+    def make(self, path: PurePosixPath, content: Content, withheld: Collection[str] = ()) -> Edition:
         """Make every format beside what is served."""
         folder = self._store.publishing_path(path)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         subdir = self._store.path(path)
         subdir.mkdir(parents=True, exist_ok=True)
-        state_file = self._store.made_path(path)
-        published = formats.publish(
+        memo_file = self._store.made_path(path)
+        rendered = formats.render(
             content.index,
             folder,
             arch=path.name,
@@ -113,28 +113,28 @@ class Publisher:
             current=content.current,
             run_exports=content.run_exports,
             bz2=content.bz2,
-            state=formats.State.decode(state_file.read_bytes()) if state_file.exists() else None,
+            memo=formats.Memo.decode(memo_file.read_bytes()) if memo_file.exists() else None,
             served=subdir,
             present={file.name for file in os.scandir(subdir) if file.name.endswith(SHARD_SUFFIX)},
             now=time.time(),
             threads=cores(),
         )
-        log.debug("%s: %s", path, ", ".join(f"{name} {spent:.1f} s" for name, spent in published.seconds.items()))
-        return Made(content, folder, published)
+        log.debug("%s: %s", path, ", ".join(f"{name} {spent:.1f} s" for name, spent in rendered.seconds.items()))
+        return Edition(content, folder, rendered)
 
-    def _put(self, path: PurePosixPath, index: Made) -> None:
+    def _put(self, path: PurePosixPath, edition: Edition) -> None:
         """Put every format in its place."""
-        folder, published, subdir = index.folder, index.published, self._store.path(path)
+        folder, rendered, subdir = edition.folder, edition.rendered, self._store.path(path)
         # One flush for all: the packages that the index names, and the index itself.
         self._store.flush_all()
         self._memory.flushed()
-        for name in published.files:
+        for name in rendered.files:
             made, there = folder / name, subdir / name
             if not _same(made, there):
                 self._store.move(made, there)
         self._store.flush(subdir)
-        self._store.write_file(self._store.made_path(path), published.state.encode())
-        for name in (*published.obsolete, *published.expired):
+        self._store.write_file(self._store.made_path(path), rendered.memo.encode())
+        for name in (*rendered.obsolete, *rendered.expired):
             self._store.remove(path / name)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -11,8 +11,8 @@ import codecs
 import json
 import mmap
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,10 +23,19 @@ from msgspec import Raw
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!~-]{0,245}\.(?:conda|tar\.bz2|whl)")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MD5 = re.compile(r"[0-9a-f]{32}")
+# What is read as a version by every client: components between dots, an epoch, a local part.
+_PART = "[0-9A-Za-z]+(?:[._-][0-9A-Za-z]+)*[_-]*"
+VERSION = re.compile(rf"(?:[0-9]+!)?{_PART}(?:\+{_PART})?")
+LARGE_NUMBER = re.compile("[0-9]{19}")
+# Of a file name that has a version and a build.
+HYPHENS = 2
+# The end of the year 9999, in milliseconds.
+LAST_TIMESTAMP = 253_402_300_799_999
 # No archive is larger (1 TiB): one absurd size must not make a run find the disk too small.
 LARGEST_PACKAGE = 1 << 40
 
 WHEELS = "v3.whl"
+RELATIONS = "channel_relations"
 # Where records stand in an index, and what makes a key there a file name. Keys of `v3` have no extension.
 SECTIONS: Mapping[str, str] = {
     "packages": "",
@@ -116,10 +125,31 @@ class Index:
 
 
 class _Fields(msgspec.Struct, gc=False):
+    """What is looked at of a record. One field of another type, and some clients cannot read the whole index."""
+
     name: str
+    version: str = ""
+    build: str | None = None
+    build_number: int | None = None
     size: int | None = None
     sha256: str | None = None
     md5: str | None = None
+    depends: list[str] = []
+    constrains: list[str] = []
+    subdir: str = ""
+    timestamp: int | None = None
+    noarch: str | bool | None = None
+    license: str | None = None
+    license_family: str | None = None
+    features: str | None = None
+    track_features: str | list[str] = ""
+    arch: str | None = None
+    platform: str | None = None
+    legacy_bz2_md5: str | None = None
+    legacy_bz2_size: int | None = None
+    python_site_packages_path: str | None = None
+    purls: list[str] | None = None
+    run_exports: dict[str, list[str]] | None = None
 
 
 class _Origin(msgspec.Struct, gc=False):
@@ -167,7 +197,7 @@ def parse(data: Document, only: Collection[str] | None = None) -> Index:
                 encoded = bytes(raw)
                 _check_keys(encoded)
                 if section.startswith("v3."):
-                    file_name = _beside(section, key, raw, encoded)
+                    file_name = file_of(section, key, raw, encoded)
                 local = _without_leads(raw, encoded)
                 package = _package(file_name, local, names)
             except (_LeftOutError, RepodataError, *BAD_JSON) as error:
@@ -188,7 +218,9 @@ def parse(data: Document, only: Collection[str] | None = None) -> Index:
     for file_name in refused.keys() & packages.keys():
         _drop(sections, wheels, file_name)
         del packages[file_name]
-    head, base_url = local_head(top)
+    absolute: list[str] = []
+    head, base_url = local_head(top, absolute)
+    left_out.update((f"info.{RELATIONS}: {target}", "it leads off the mirror") for target in absolute)
     return Index(head, sections, packages, wheels, refused, left_out, frozenset(rewritten), base_url)
 
 
@@ -207,7 +239,8 @@ def split(data: Document) -> tuple[dict[str, Raw], dict[str, dict[str, Raw]], di
         top = members.decode(data)
     except BAD_JSON as error:
         raise RepodataError(f"is not a JSON object ({error}); it begins with {bytes(data[:40])!r}") from error
-    if not top.keys() & {"packages", "packages.conda", "v3"}:
+    # Some servers have nothing but `{}` where there are no packages.
+    if not top.keys() & {"packages", "packages.conda", "v3"} and top.keys() - {"info", "removed", "repodata_version"}:
         raise RepodataError("has none of 'packages', 'packages.conda' and 'v3'")
     sections: dict[str, dict[str, Raw]] = {}
     left_out: dict[str, str] = {}
@@ -301,8 +334,8 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _beside(section: str, key: str, raw: Raw, data: bytes) -> str:
-    """Return the file name that a record in `v3`, given with its bytes, stands for; its key alone does not tell.
+def file_of(section: str, key: str, raw: Raw, data: bytes) -> str:
+    """Return the file name that a record, given with its bytes, stands for; in `v3` its key alone does not tell.
 
     Clients take a wheel from `url` (rattler) or `fn` (conda), and other archives from their key or from `fn`.
 
@@ -310,6 +343,8 @@ def _beside(section: str, key: str, raw: Raw, data: bytes) -> str:
         _LeftOutError: it is elsewhere; clients would be led off the mirror.
         RepodataError: its path is none of a file beside the index.
     """
+    if not section.startswith("v3."):
+        return key + SECTIONS[section]
     named = set() if section == WHEELS else {key + SECTIONS[section]}
     if b'"fn"' in data or section == WHEELS:
         origin = _origin.decode(raw)
@@ -330,23 +365,50 @@ def _package(file_name: str, raw: Raw, names: dict[str, str]) -> Package:
         raw: its record.
         names: the package names so far, so that each is held once.
     """
-    if not FILE_NAME.fullmatch(file_name):
+    if not FILE_NAME.fullmatch(file_name) or file_name.count("-") < HYPHENS:
         raise RepodataError("its file name is none of a package")
     fields = _fields.decode(raw)
     if not fields.name:
         raise RepodataError("its package has no name")
     if fields.size is not None and not 0 <= fields.size <= LARGEST_PACKAGE:
         raise RepodataError(f"its size is {fields.size}")
+    if not fields.sha256 and not fields.md5:
+        raise RepodataError("its record has neither a sha256 nor an md5")
+    _check_fields(fields, whole=not file_name.endswith(".whl"))
     name = names.setdefault(fields.name, fields.name)
     sha256, md5 = (fields.sha256 or "").lower(), (fields.md5 or "").lower()
-    # Some clients cannot read the whole index when one hash is none.
-    if sha256 and not SHA256.fullmatch(sha256):
-        raise RepodataError(f"its sha256 is {sha256[:80]!r}")
-    if md5 and not MD5.fullmatch(md5):
-        raise RepodataError(f"its md5 is {md5[:80]!r}")
-    if sha256 or md5:
-        return Package(file_name, name, fields.size, "sha256" if sha256 else "md5", sha256 or md5)
-    raise RepodataError("its record has neither a sha256 nor an md5")
+    return Package(file_name, name, fields.size, "sha256" if sha256 else "md5", sha256 or md5)
+
+
+def _check_fields(fields: _Fields, *, whole: bool) -> None:
+    """Refuse a record of which one field would keep some client from reading the index at all.
+
+    Args:
+        fields: its own.
+        whole: whether it must have all that CEP 34 asks for; a wheel has them elsewhere.
+
+    Raises:
+        RepodataError: it has such a field.
+    """
+    for algorithm, pattern, digest in (
+        ("sha256", SHA256, fields.sha256), ("md5", MD5, fields.md5), ("legacy_bz2_md5", MD5, fields.legacy_bz2_md5)
+    ):  # fmt: skip
+        if digest is not None and not pattern.fullmatch(digest.lower()):
+            raise RepodataError(f"its {algorithm} is {digest[:80]!r}")
+    version = fields.version
+    mixed = "_" in version and "-" in version
+    if (whole or version) and (mixed or not VERSION.fullmatch(version) or LARGE_NUMBER.search(version)):
+        raise RepodataError(f"its version is {version[:80]!r}")
+    if whole and (fields.build is None or fields.build_number is None):
+        raise RepodataError("its record has no build, or no build_number")
+    if (fields.build_number or 0) < 0 or (fields.legacy_bz2_size or 0) < 0:
+        raise RepodataError(f"its build_number is {fields.build_number}, its legacy_bz2_size {fields.legacy_bz2_size}")
+    if fields.timestamp is not None and abs(fields.timestamp) > LAST_TIMESTAMP:
+        raise RepodataError(f"its timestamp is {fields.timestamp}")
+    if isinstance(fields.noarch, str) and fields.noarch not in ("generic", "python"):
+        raise RepodataError(f"its noarch is {fields.noarch[:80]!r}")
+    if any(not purl.startswith("pkg:") for purl in fields.purls or ()):
+        raise RepodataError("one of its purls is none")
 
 
 def _drop(sections: dict[str, dict[str, Raw]], wheels: dict[str, str], file_name: str) -> None:
@@ -359,8 +421,12 @@ def _drop(sections: dict[str, dict[str, Raw]], wheels: dict[str, str], file_name
             records.pop(file_name.removesuffix(SECTIONS[section]) if SECTIONS[section] else file_name, None)
 
 
-def local_head(top: dict[str, Raw]) -> tuple[dict[str, Raw], str]:
+def local_head(top: dict[str, Raw], dropped: list[str] | None = None) -> tuple[dict[str, Raw], str]:
     """Return the head without what leads off the mirror, and the `base_url` that it had.
+
+    Args:
+        top: the top-level members without records.
+        dropped: takes the relations (CEP 42) that lead off the mirror.
 
     Raises:
         RepodataError: `info` is no object.
@@ -369,6 +435,7 @@ def local_head(top: dict[str, Raw]) -> tuple[dict[str, Raw], str]:
     _check_nesting(bytes(head.get("info", b"")))
     info = _members("info", head.get("info", Raw(b"{}")))
     base_url = ""
+    dropped = [] if dropped is None else dropped
     for key in list(info):
         try:
             value = msgspec.json.decode(info[key])
@@ -377,11 +444,8 @@ def local_head(top: dict[str, Raw]) -> tuple[dict[str, Raw], str]:
         if key == "base_url":
             base_url = value if isinstance(value, str) else ""
             del info[key]
-        elif key == "channel_relations":
-            # CEP 42: other channels, each a path that begins with `../`; absolute ones would lead away.
-            local = {k: v for k, v in value.items() if str(v).startswith("../")} if isinstance(value, dict) else {}
-            if local != value:
-                info[key] = Raw(msgspec.json.encode(local))
+        elif key == RELATIONS:
+            info[key] = Raw(msgspec.json.encode(_relations(value, lambda target: True, dropped) or {}))
         elif leads_away(value):
             del info[key]
     for members_ in (head, info):
@@ -390,3 +454,38 @@ def local_head(top: dict[str, Raw]) -> tuple[dict[str, Raw], str]:
             members_["repodata_version"] = Raw(b"1")
     head["info"] = Raw(msgspec.json.encode(info))
     return head, base_url
+
+
+def without_relations(index: Index, is_here: Callable[[str], bool]) -> Index:
+    """Return an index without relations to channels that are not here (CEP 42): clients load those unasked.
+
+    Args:
+        index: the upstream's.
+        is_here: tells whether a channel is, by its path relative to this one.
+    """
+    info = _members("info", index.head.get("info", Raw(b"{}")))
+    if RELATIONS not in info:
+        return index
+    dropped: list[str] = []
+    relations = _relations(msgspec.json.decode(info[RELATIONS]), is_here, dropped) or None
+    if relations is None:
+        del info[RELATIONS]
+    else:
+        info[RELATIONS] = Raw(msgspec.json.encode(relations))
+    head = {**index.head, "info": Raw(msgspec.json.encode(info))}
+    reasons = {f"info.{RELATIONS}: {target}": "that channel is not mirrored here" for target in dropped}
+    return replace(index, head=head, left_out={**index.left_out, **reasons})
+
+
+def _relations(value: Any, is_here: Callable[[str], bool], dropped: list[str]) -> Any:
+    """Return what of a value names channels beside this one that are here, None for nothing; the rest is `dropped`."""
+    if isinstance(value, str):
+        if value.startswith("../") and is_here(value):
+            return value
+        dropped.append(value)
+    elif isinstance(value, list):
+        return [kept for kept in (_relations(item, is_here, dropped) for item in value) if kept is not None] or None
+    elif isinstance(value, dict):
+        kept = {key: _relations(item, is_here, dropped) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if item is not None}
+    return None

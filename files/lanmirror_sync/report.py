@@ -8,16 +8,31 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from lanmirror_sync.store import BROKEN_DISK
+
 # So many failures of one subdir are kept and logged one by one; the rest are counted.
 FAILURES_TOLD = 50
-CREDENTIALS = re.compile(r"(\bhttps?://)[^/\s@]*@")
+# In an address: a user name and a password; and the token of a private channel, which is part of the path.
+CREDENTIALS = re.compile(r"(\bhttps?://)[^/\s]*@")
+TOKEN = re.compile(r"(\bhttps?://\S*?/t/)[^/\s]+")
 
 log = logging.getLogger(__name__)
 
 
 def discreet(text: str) -> str:
     """Return a text without the credentials of the addresses in it."""
-    return CREDENTIALS.sub(r"\1", text)
+    return TOKEN.sub(r"\1<TOKEN>", CREDENTIALS.sub(r"\1", text))
+
+
+def in_words(error: OSError) -> str:
+    """Return what an error of the file system says, with the file that it is about."""
+    where = error.filename2 or error.filename
+    return f"{where}: {error.strerror or error}" if where else str(error.strerror or error)
+
+
+def is_everybodys(error: OSError) -> bool:
+    """Tell whether an error of the file system is none of one subdir alone."""
+    return error.errno in BROKEN_DISK
 
 
 class Progress(Protocol):
@@ -32,6 +47,9 @@ class Progress(Protocol):
     def done(self, owner: str) -> None:
         """One file is finished, well or not."""
 
+    def tick(self) -> None:
+        """Time goes by; called a few times a second while something is waited for."""
+
 
 @dataclass
 class Report:
@@ -45,6 +63,7 @@ class Report:
         deleted: files that were deleted.
         unreachable: subdirs whose index could not be asked for.
         asked: subdirs whose index was asked for.
+        crashes: faults of the program itself.
         unchanged: subdirs that were complete, and whose index the upstream did not change: how many packages
             each of them has.
     """
@@ -56,6 +75,7 @@ class Report:
     deleted: int = 0
     unreachable: int = 0
     asked: int = 0
+    crashes: list[BaseException] = field(default_factory=list)
     unchanged: dict[str, int] = field(default_factory=dict)
 
     def fail(self, owner: str, message: str) -> None:

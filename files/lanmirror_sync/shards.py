@@ -20,6 +20,8 @@ import msgspec
 import zstandard
 from msgspec import Raw
 
+from lanmirror_sync import repodata
+
 INDEX = "repodata_shards.msgpack.zst"
 SUFFIX = ".msgpack.zst"
 LEVEL = 3
@@ -28,6 +30,14 @@ KEEP_DAYS = 7
 # Other bytes come of the same records when one of these changes.
 RECIPE = f"1 level {LEVEL} zstd {'.'.join(map(str, zstandard.ZSTD_VERSION))}"
 _INT64 = range(-(1 << 63), 1 << 64)
+
+
+class RecordError(Exception):
+    """A record that cannot be written in every format; the message says why."""
+
+    def __init__(self, file_name: str, reason: str) -> None:
+        super().__init__(reason)
+        self.file_name = file_name
 
 
 class Shard(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -47,7 +57,7 @@ class Shard(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return f"{self.digest.hex()}{SUFFIX}"
 
 
-class State(msgspec.Struct, frozen=True):
+class ShardMemo(msgspec.Struct, frozen=True):
     """What is remembered of a subdir's shards, so that only what changed is made again.
 
     Attributes:
@@ -62,17 +72,17 @@ class State(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Made:
+class ShardSet:
     """The outcome.
 
     Attributes:
-        state: to keep for the next time.
+        memo: to keep for the next time.
         files: the names of the shards that were written.
         expired: the names of the shards that can be deleted.
         index: the bytes of the shard index.
     """
 
-    state: State
+    memo: ShardMemo
     files: tuple[str, ...]
     expired: tuple[str, ...]
     index: bytes
@@ -90,10 +100,10 @@ def make(
     removed: Iterable[str],
     info: Mapping[str, Any],
     folder: Path,
-    former: State,
+    former: ShardMemo,
     present: Collection[str],
     now: float,
-) -> Made:
+) -> ShardSet:
     """Write the shards that are not there yet.
 
     Args:
@@ -134,8 +144,8 @@ def make(
     expired = tuple(file_name for file_name, since in unused.items() if now - since >= KEEP_DAYS * 86400)
     for file_name in expired:
         del unused[file_name]
-    state = State(RECIPE, shards, unused)
-    return Made(state, tuple(written), expired, packer.compress(msgspec.msgpack.encode(index)))
+    memo = ShardMemo(RECIPE, shards, unused)
+    return ShardSet(memo, tuple(written), expired, packer.compress(msgspec.msgpack.encode(index)))
 
 
 def _write(file: str, data: bytes) -> None:
@@ -176,7 +186,10 @@ def _packed(group: _Group) -> bytes:
     for section, key, raw in group.records:
         top, _, bucket = section.partition(".") if section.startswith("v3.") else (section, "", "")
         records = shard.setdefault(top, {}).setdefault(bucket, {}) if bucket else shard[top]
-        records[key] = _record(raw)
+        try:
+            records[key] = _record(raw)
+        except (ValueError, RecursionError) as error:
+            raise RecordError(repodata.file_of(section, key, raw, bytes(raw)), f"it is damaged ({error})") from error
     shard["removed"] = sorted(group.removed)
     try:
         return msgspec.msgpack.encode(shard)

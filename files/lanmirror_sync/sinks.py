@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from lanmirror_sync.store import hasher_of
+from lanmirror_sync.store import hasher_of, put
 from lanmirror_sync.wire import BUFFER, Exchange
 
 OK, PARTIAL_CONTENT = 200, 206
-CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]+/(?:([0-9]{1,18})|\*)")
 # What is read of an answer that is not the file, so that its connection can be used again.
 LARGEST_ERROR_PAGE = 1 << 16
 # A file from this size on remembers between runs whose beginning it is.
@@ -134,6 +134,50 @@ class MemorySink:
         """See `Sink`."""
 
 
+class PeekSink:
+    """Wants the head of an answer alone: the transfer ends with the first byte.
+
+    Attributes:
+        size: of the whole in bytes; None where the head does not tell.
+    """
+
+    def __init__(self) -> None:
+        self.size: int | None = None
+        self._read = 0
+
+    def headers(self, url: str) -> list[str]:
+        """See `Sink`."""
+        self._read = 0
+        return ["Range: bytes=0-0"]
+
+    def take(self, exchange: Exchange, data: bytes) -> bool:
+        """See `Sink`."""
+        self._read += len(data)
+        return exchange.status != OK and self._read <= LARGEST_ERROR_PAGE
+
+    def end(self, exchange: Exchange) -> None:
+        """See `Sink`."""
+        match = CONTENT_RANGE.fullmatch(exchange.headers.get("content-range", ""))
+        total = match[2] if match else exchange.headers.get("content-length", "")
+        self.size = number(total or "")
+
+    def close(self) -> None:
+        """See `Sink`."""
+
+    def restart(self) -> None:
+        """See `Sink`."""
+
+
+def in_header(text: str) -> str:
+    """Return a validator as it may be sent back; "" for one that is none (RFC 9110, 8.8): visible ASCII on one line."""
+    return text if text.isascii() and text.isprintable() else ""
+
+
+def number(text: str) -> int | None:
+    """Return the number of bytes that a header tells; None where it tells none."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
 class FileSink:
     """Writes a file and hashes it; moves it to its place when it is what was expected."""
 
@@ -162,8 +206,8 @@ class FileSink:
         try:
             with partial.open("rb") as file:
                 if self._validator.exists():
-                    url, _, validator = self._validator.read_text(encoding="utf-8").partition("\n")
-                    self._from = (url, validator)
+                    url, _, validator = self._validator.read_text(encoding="utf-8", errors="replace").partition("\n")
+                    self._from = (url, in_header(validator))
                 # Without a hash and a validator nothing could tell whether two halves belong to one file.
                 if not expected.digest and not self._from[1]:
                     return False
@@ -239,6 +283,7 @@ class FileSink:
             etag = exchange.headers.get("etag", "")
             # A weak validator does not vouch for single bytes (RFC 9110, 13.1.5).
             strong = etag if etag and not etag.startswith("W/") else exchange.headers.get("last-modified", "")
+            strong = in_header(strong)
             self._from = (exchange.url, strong)
             self._validator.write_text(f"{exchange.url}\n{strong}", encoding="utf-8")
         self._file = partial.open("ab" if self._done else "wb", buffering=BUFFER)
@@ -265,10 +310,10 @@ class FileSink:
         else:  # it was there already
             status = partial.stat()
         try:
-            partial.replace(target)
+            put(partial, target)
         except FileNotFoundError:
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial.replace(target)
+            put(partial, target)
         if self._from[0]:
             self._validator.unlink(missing_ok=True)
         self.landed = Landed(status.st_size, status.st_mtime_ns, self._hasher.hexdigest())

@@ -6,66 +6,102 @@ textfile collector reads it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from lanmirror_sync import __version__
+from lanmirror_sync.answers import UnreachableError
 from lanmirror_sync.config import Config
-from lanmirror_sync.memory import FACT, Memory
-from lanmirror_sync.report import Report, discreet
-from lanmirror_sync.store import Store
+from lanmirror_sync.mirror import Mirror
+from lanmirror_sync.report import Report, discreet, in_words
+from lanmirror_sync.signals import EndedError
+from lanmirror_sync.store import NoRoomError
 
 # Of the keys of status.json: a reader may rely on those it knows as long as this stays.
 FORMAT = 1
-RUN = "run"
+# What is remembered of the last run over everything, over a part, and of the last `verify`.
+RUN, PART, VERIFY = "run", "part", "verified"
 RUNNING, IN_SYNC, INCOMPLETE, FAILED = "running", "in sync", "incomplete", "failed"
+VERIFIED = "verified"
+# What is told of a run before there was one.
+NEVER: Mapping[str, Any] = {
+    "result": "none yet", "began": None, "ended": None, "only": "*", "last_success": None, "error": "",
+    "fetched_files": 0, "fetched_bytes": 0, "deleted_files": 0, "failures": 0,
+}  # fmt: skip
+EVERYTHING = "*"
 UNITS = "BKMGTP"
 UNIT = 1024
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run stands.
+def result_of(report: Report) -> str:
+    """Return how a run ended that came to its end."""
+    return FAILED if report.crashes else INCOMPLETE if report.failed else IN_SYNC
 
-    Attributes:
-        result: `RUNNING`, `IN_SYNC`, `INCOMPLETE` or `FAILED`.
+
+@contextlib.contextmanager
+def told(
+    mirror: Mirror, report: Report, began: float, only: str, counts: Mapping[str, int] | None = None
+) -> Iterator[None]:
+    """Tell the outside that a run is under way, and then how it ended, whatever ends it.
+
+    Args:
+        mirror: of which.
+        report: what it does.
         began: Unix time, seconds.
-        error: why it failed.
+        only: the paths that it works on. Where these are not all, it speaks for itself alone.
+        counts: what a `verify` found; None for a sync.
     """
-
-    result: str
-    began: float
-    report: Report
-    error: str = ""
-
-
-def write(config: Config, store: Store, memory: Memory, outcome: Outcome) -> None:
-    """Write everything, and remember the run; what cannot be written is logged and does no harm."""
-    now = time.time()
-    former = memory.fact(RUN)
-    run = {
-        "result": outcome.result,
-        "began": outcome.began,
-        "ended": None if outcome.result == RUNNING else now,
-        "last_success": now if outcome.result == IN_SYNC else former.get("last_success"),
-        "error": discreet(outcome.error),
-        "fetched_files": outcome.report.fetched,
-        "fetched_bytes": outcome.report.received,
-        "deleted_files": outcome.report.deleted,
-        "failures": outcome.report.failed,
-    }
+    kind = VERIFY if counts is not None else RUN if only == EVERYTHING else PART
+    _tell(mirror, kind, report, {"result": RUNNING, "began": began, "only": only, "error": ""}, counts)
+    result, error = FAILED, "it was ended from outside"
     try:
-        memory.note(RUN, run)
+        yield
+        result, error = result_of(report), ""
+        if report.crashes:
+            error = f"a fault of the program: {report.crashes[0]!r}"
+    except OSError as trouble:
+        error = in_words(trouble)
+        raise
+    except (NoRoomError, UnreachableError, EndedError) as trouble:
+        error = str(trouble)
+        raise
+    except Exception as trouble:
+        error = f"a fault of the program: {trouble!r}"
+        raise
+    finally:
+        _tell(mirror, kind, report, {"result": result, "began": began, "only": only, "error": discreet(error)}, counts)
+
+
+def _tell(mirror: Mirror, kind: str, report: Report, run: dict[str, Any], counts: Mapping[str, int] | None) -> None:
+    """Write everything, and remember the run; what cannot be written is logged and does no harm."""
+    config, store, memory, now = mirror.config, mirror.store, mirror.memory, time.time()
+    whole = memory.fact(RUN)
+    run["ended"] = None if run["result"] == RUNNING else now
+    if counts is not None:
+        run |= {**counts, "problems": report.failed}
+        run["result"] = VERIFIED if run["result"] == IN_SYNC else run["result"]
+    else:
+        run |= {"fetched_files": report.fetched, "fetched_bytes": report.received,
+                "deleted_files": report.deleted, "failures": report.failed}  # fmt: skip
+    if kind == RUN:
+        run["last_success"] = now if run["result"] == IN_SYNC else whole.get("last_success")
+    elif run["result"] not in (RUNNING, IN_SYNC, VERIFIED) and whole.get("result") == IN_SYNC:
+        # What was in sync is not any more; but what is in sync now says nothing about the rest.
+        what = "verify" if kind == VERIFY else f"a later run over {run['only']}"
+        whole |= {"result": INCOMPLETE, "error": f"{what} left failures"}
+        memory.note(RUN, whole)
+    try:
+        memory.note(kind, run)
         memory.commit(store.flush_all)
-        status = gather(config, store, memory, outcome.report, run)
+        status = gather(mirror, report)
         store.write_file(store.public / "status.json", _json(status))
         store.write_file(store.public / "mirrorz.json", _json(mirrorz(config, status)))
         if config.metrics_file:
@@ -75,36 +111,39 @@ def write(config: Config, store: Store, memory: Memory, outcome: Outcome) -> Non
             beside.chmod(0o644)
             beside.replace(config.metrics_file)
     except OSError as error:
-        log.warning("%s: the status cannot be written: %s", error.filename or store.public, error.strerror)
+        log.warning("the status cannot be written: %s", in_words(error))
 
 
-def gather(config: Config, store: Store, memory: Memory, report: Report, run: Mapping[str, Any]) -> dict[str, Any]:
+def gather(mirror: Mirror, report: Report) -> dict[str, Any]:
     """Return `status.json`. Times are Unix time in seconds, sizes bytes; null where there is nothing to tell."""
+    config, store, memory = mirror.config, mirror.store, mirror.memory
     subdirs = {}
     for subdir in config.subdirs():
-        fact = memory.fact(f"{FACT}{subdir.path}")
+        standing = memory.standing(subdir.path)
         subdirs[str(subdir.path)] = {
-            "upstream": discreet(fact.get("url") or subdir.index_urls[0]),
-            "revision": fact.get("etag") or fact.get("last_modified") or fact.get("sha256"),
-            "last_modified": fact.get("last_modified"),
-            "last_check": fact.get("checked"),
-            "last_success": fact.get("succeeded"),
-            "published": fact.get("published"),
-            "held": fact.get("held", 0),
-            "missing": fact.get("missing", 0),
-            "bytes": fact.get("bytes", 0),
-            "failures": fact.get("failures", []),
+            "upstream": discreet(standing.url or subdir.index_urls[0]),
+            "revision": standing.etag or standing.last_modified or standing.sha256 or None,
+            "last_modified": standing.last_modified or None,
+            "last_check": standing.checked,
+            "last_success": standing.succeeded,
+            "published": standing.published,
+            "held": standing.held or 0,
+            "missing": standing.missing,
+            "bytes": standing.size,
+            "failures": standing.failures,
         }
     installers = {}
-    for dist in config.dists:
-        sizes = [size for _, size, _ in store.files(PurePosixPath(dist))]
-        installers[dist] = {"held": len(sizes), "bytes": sum(sizes), "failures": report.failures.get(dist, [])}
+    for folder in config.folders:
+        sizes = [size for _, size, _ in store.files(PurePosixPath(folder))]
+        installers[folder] = {"held": len(sizes), "bytes": sum(sizes), "failures": report.failures.get(folder, [])}
     disk = os.statvfs(store.root)
     return {
         "format": FORMAT,
         "version": __version__,
         "written": time.time(),
-        "run": dict(run),
+        "run": {**NEVER, **memory.fact(RUN)},
+        "part": memory.fact(PART) or None,
+        "verify": memory.fact(VERIFY) or None,
         "subdirs": subdirs,
         "installers": installers,
         "disk": {"bytes": disk.f_blocks * disk.f_frsize, "free_bytes": disk.f_bavail * disk.f_frsize},
@@ -116,7 +155,8 @@ def mirrorz(config: Config, status: Mapping[str, Any]) -> dict[str, Any]:
     run, site = status["run"], config.site
     size = sum(part["bytes"] for kind in ("subdirs", "installers") for part in status[kind].values())
     letter = {RUNNING: "Y", IN_SYNC: "S"}.get(run["result"], "F")
-    told = f"{letter}{int(run['began'] if letter == 'Y' else run['ended'])}"
+    when = run["began"] if letter == "Y" else run["ended"]
+    told = f"{letter}{int(when)}" if when else "U"
     if letter != "S" and run["last_success"]:
         told += f"O{int(run['last_success'])}"
     return {
@@ -139,7 +179,7 @@ def mirrorz(config: Config, status: Mapping[str, Any]) -> dict[str, Any]:
 
 def metrics(status: Mapping[str, Any]) -> str:
     """Return the metrics in Prometheus' text format."""
-    run = status["run"]
+    run, verify = status["run"], status["verify"] or {}
     subdirs = status["subdirs"]
 
     def each(key: str) -> list[tuple[str, float | None]]:
@@ -155,6 +195,10 @@ def metrics(status: Mapping[str, Any]) -> str:
         ("run_fetched_files", "Files that the last run fetched.", [("", run["fetched_files"])]),
         ("run_fetched_bytes", "Bytes that the last run fetched.", [("", run["fetched_bytes"])]),
         ("run_failures", "What the last run could not do.", [("", run["failures"])]),
+        ("verify_success", "1 if the last verify found nothing wrong, or repaired it.",
+         [("", float(verify["result"] == VERIFIED))] if verify else []),
+        ("verify_end_timestamp_seconds", "When the last verify ended.", [("", verify.get("ended"))]),
+        ("verify_problems", "What the last verify found wrong and left so.", [("", verify.get("problems"))]),
         ("packages", "Packages that the served index names.", each("held")),
         ("packages_missing", "Packages that could not be had.", each("missing")),
         ("bytes", "Size of the packages that the served index names.", each("bytes")),
@@ -162,7 +206,7 @@ def metrics(status: Mapping[str, Any]) -> str:
         ("last_success_timestamp_seconds", "When the subdir was last in sync.", each("last_success")),
         ("disk_bytes", "Size of the mirror's file system.", [("", status["disk"]["bytes"])]),
         ("disk_free_bytes", "What is free on it.", [("", status["disk"]["free_bytes"])]),
-    )
+    )  # fmt: skip
     lines = []
     for name, meaning, samples in families:
         told = [f"lanmirror_conda_{name}{labels} {value}" for labels, value in samples if value is not None]

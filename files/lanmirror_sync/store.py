@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 STATE = ".lanmirror"
+# What files are called while they arrive in a folder on another file system; such names are not served.
+ARRIVING = ".lanmirror-"
+# What says that the disk itself is full or broken, and not one file.
+BROKEN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 SYNC_FILE_RANGE_WRITE = 2
 
 
@@ -39,6 +45,8 @@ class Store:
         self.public = self.state / "public"
         self.damaged = self.state / "damaged"
         self.memory_file = self.state / "memory.sqlite"
+        # Of each file system that is known to hold a part of the mirror, a folder.
+        self._disks: dict[int, Path] = {}
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def create(self) -> None:
@@ -99,15 +107,29 @@ class Store:
         """Return where the index of a subdir is made before it is published."""
         return self.publishing / self.index_path(relative).name
 
-    def free_bytes(self) -> int:
-        """Return what an ordinary user may still write to the file system."""
-        status = os.statvfs(self.root)
+    def free_bytes(self, relative: PurePosixPath) -> int:
+        """Return what an ordinary user may still write to the file system that a path is on, or will be."""
+        status = os.statvfs(self._there(relative))
         return status.f_bavail * status.f_frsize
+
+    def disk(self, relative: PurePosixPath) -> int:
+        """Return the number of the file system that a path is on, or will be."""
+        folder = self._there(relative)
+        number = folder.stat().st_dev
+        self._disks.setdefault(number, folder)
+        return number
+
+    def _there(self, relative: PurePosixPath) -> Path:
+        """Return the nearest folder of a path that is there."""
+        path = self.path(relative)
+        while not path.is_dir() and path != self.root:
+            path = path.parent
+        return path
 
     def move(self, source: Path, target: Path) -> None:
         """Put a finished file in its place; the folder is there."""
         source.chmod(0o644)
-        source.replace(target)
+        put(source, target)
 
     def write_file(self, target: Path, data: bytes) -> None:
         """Write a file of the program's own whole: beside first, to the disk, then under its name."""
@@ -117,7 +139,7 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
-        temporary.replace(target)
+        put(temporary, target)
 
     def remove(self, relative: PurePosixPath) -> bool:
         """Delete a file; return whether it was there."""
@@ -148,12 +170,32 @@ class Store:
 
     def flush_all(self) -> None:
         """Bring everything written so far to the disk: once for a subdir, instead of once for each package."""
-        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            if self._libc.syncfs(descriptor) != 0:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(self.root))
-        finally:
-            os.close(descriptor)
+        self.disk(PurePosixPath())
+        for folder in self._disks.values():
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                if self._libc.syncfs(descriptor) != 0:
+                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+            finally:
+                os.close(descriptor)
+
+
+def put(source: Path, target: Path) -> None:
+    """Move a finished file to its place, in one step there: also to another file system (`rename(2)`, EXDEV).
+
+    A channel may stand on a disk of its own behind a link, or behind a mount.
+    """
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        beside = target.with_name(f"{ARRIVING}{hashlib.sha256(target.name.encode()).hexdigest()[:16]}")
+        shutil.copy2(source, beside)  # with its time, by which it is known
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(target)
+        source.unlink()
 
 
 def cores() -> int:

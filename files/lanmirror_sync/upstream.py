@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import bz2
 import hashlib
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+import zlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 import zstandard
 
 from lanmirror_sync import repodata
-from lanmirror_sync.config import Config, Subdir
-from lanmirror_sync.fetch import Answer, Fetcher, FetchError, MissingError, UnreachableError, Validators
-from lanmirror_sync.memory import FACT, Memory
+from lanmirror_sync.answers import Answer, FetchError, MissingError, UnreachableError, Validators
+from lanmirror_sync.config import Subdir
+from lanmirror_sync.fetch import Fetcher
+from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.repodata import Index, RepodataError
-from lanmirror_sync.store import Store
+from lanmirror_sync.standing import Standing
 from lanmirror_sync.wire import http_date
 
 # An index that is larger than this as it is sent, or unpacked, is no index (conda-forge/linux-64 has 0.3 GiB).
@@ -28,7 +31,19 @@ LARGEST_INDEX = 1 << 31
 LARGEST_FACTOR = 200
 SMALL_INDEX = 1 << 26
 ZST, BZ2, PLAIN = ".zst", ".bz2", ""
-TIMESTAMP = re.compile(rb'"timestamp"\s*:\s*(\d+)')
+FORMS = (ZST, BZ2, PLAIN)
+GZ = ".gz"
+# How the bytes of a packed file begin. What a file is called, and what the headers say, may both be wrong.
+MAGIC = {b"\x28\xb5\x2f\xfd": ZST, b"BZh": BZ2, b"\x1f\x8b": GZ}
+MOST_LAYERS = 3
+# A compressed index that is older than this may be one that nobody renews: the date of the plain one tells.
+FRESH_SECONDS = 86400.0
+# Mirrors date a file by when they fetched it, one form of an index hours after the other.
+SAME_AGE_SECONDS = 86400.0
+# No record is of later than the year 2100.
+TIMESTAMP = re.compile(rb'"timestamp"\s*:\s*([0-9]{1,12}|[1-3][0-9]{12})(?![0-9])')
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,12 +54,14 @@ class Sent:
         form: `.zst`, `.bz2` or "".
         data: as it was sent; None where it is what was sent the last time.
         sha256: of `data`, in lower-case hexadecimal.
+        stale: see `Standing`.
     """
 
     form: str
     data: bytes | None
     validators: Validators
     sha256: str
+    stale: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,40 +80,39 @@ class Candidate:
 class Search:
     """The way to the index of one subdir; begins with a request, so that many can be under way at once.
 
+    Forms are asked for in the order of their size. An upstream that has only a larger one goes before those that come
+    after it, and a plain index before a compressed one that nobody has renewed for long.
+
     Args:
-        known: validators of what was sent the last time.
-        sha256: of what was sent the last time.
+        known: validators of what was sent the last time; none where that is not here any more.
+
+    Attributes:
+        subdir: whose.
+        standing: how it stood at the beginning.
+        problems: what was wrong with the answers so far, a message each.
+        unreachable: whether an upstream could not be asked.
+        over: whether there is nothing more to come.
     """
 
-    def __init__(self, fetcher: Fetcher, subdir: Subdir, known: Validators, sha256: str) -> None:
+    def __init__(self, fetcher: Fetcher, subdir: Subdir, standing: Standing, known: Validators) -> None:
         self._fetcher = fetcher
-        self._subdir = subdir
+        self.subdir = subdir
+        self.standing = standing
         self._known = known
-        self._sha256 = sha256
-        self._first = self._ask(ZST, subdir.index_urls)
+        self._sha256 = standing.sha256 if known.url else ""
         self.problems: list[str] = []
         self.unreachable = False
+        self.over = False
+        self._steps = self._way()
+        self.waits_for: Future[Answer] | None = None
+        self._waiting_or_sent()
 
-    def answers(self) -> Iterator[Sent]:
-        """Yield one form after the other, from one place after the other, as long as the caller asks for more."""
-        for form in (ZST, BZ2, PLAIN):
-            urls: Sequence[str] = self._subdir.index_urls
-            while urls:
-                future = self._first if form == ZST and urls is self._subdir.index_urls else self._ask(form, urls)
-                try:
-                    answer = future.result()
-                except MissingError:
-                    break
-                except FetchError as error:
-                    self.problems.append(str(error))
-                    self.unreachable = isinstance(error, UnreachableError)
-                    if self.unreachable:
-                        return
-                    break
-                yield self._sent(form, answer)
-                # It was no good: the next place may have a better one.
-                places = [url for url in urls if answer.validators.url.startswith(f"{url}/")]
-                urls = urls[urls.index(places[0]) + 1 :] if places else ()
+    def poll(self) -> Sent | None:
+        """Return the next form that came, where one did; the one before was no good then. Never waits."""
+        while not self.over and (self.waits_for is None or self.waits_for.done()):
+            if sent := self._waiting_or_sent():
+                return sent
+        return None
 
     def read(self, sent: Sent, data: bytes) -> Candidate | None:
         """Return the index in `data`; None, with the problem noted, where it is none."""
@@ -107,10 +123,94 @@ class Search:
             self.problems.append(f"{sent.validators.url}: {error}")
             return None
 
-    def _ask(self, form: str, urls: Sequence[str]) -> Future[Answer]:
-        return self._fetcher.ask(
-            [f"{url}/repodata.json{form}" for url in urls], known=self._known, limit=LARGEST_SENT
+    def _waiting_or_sent(self) -> Sent | None:
+        """Go one step; return what was found by it."""
+        step = next(self._steps, None)
+        self.over = step is None
+        self.waits_for = step if isinstance(step, Future) else None
+        return step if isinstance(step, Sent) else None
+
+    def _way(self) -> Iterator[Future[Answer] | Sent]:
+        """Yield each answer that has to be waited for, and each form that came."""
+        if self._known.url and self.standing.stale and self.standing.form == PLAIN:
+            yield from self._while_stale()
+        for form in FORMS:
+            places: Sequence[str] = self.subdir.index_urls
+            while places:
+                future = self._request(form, places)
+                yield future
+                answer = self._answer(future)
+                if answer is None:
+                    break
+                place = next(place for place in places if answer.validators.url.startswith(f"{place}/"))
+                for earlier in answer.lacking:
+                    if places.index(earlier) < places.index(place):
+                        yield from self._larger_forms(form, earlier)
+                if form != PLAIN:
+                    yield from self._plain_if_newer(answer, place)
+                yield self._sent(form, answer)
+                # It was no good: the next place may have a better one.
+                places = places[places.index(place) + 1 :]
+            if self.unreachable:
+                return
+
+    def _while_stale(self) -> Iterator[Future[Answer] | Sent]:
+        """Go on with the plain index, unless the compressed one beside it was renewed."""
+        renewed = self._head(f"{self._known.url}{ZST}")
+        plain = self._request(PLAIN, [self._known.url.rpartition("/")[0]])
+        yield renewed
+        yield plain
+        packed, answer = self._answer(renewed, quiet=True), self._answer(plain, quiet=True)
+        if answer and (packed is None or packed.validators.word == self.standing.stale):
+            yield replace(self._sent(PLAIN, answer), stale=self.standing.stale)
+
+    def _larger_forms(self, form: str, place: str) -> Iterator[Future[Answer] | Sent]:
+        """Look at what an upstream has that lacks a form which one after it has."""
+        for larger in FORMS[FORMS.index(form) + 1 :]:
+            future = self._request(larger, [place])
+            yield future
+            if answer := self._answer(future, quiet=True):
+                yield self._sent(larger, answer)
+
+    def _plain_if_newer(self, packed: Answer, place: str) -> Iterator[Future[Answer] | Sent]:
+        """Yield the plain index where the compressed one is old, and much older than that."""
+        modified = packed.validators.last_modified or (self._known.last_modified if packed.data is None else "")
+        date = http_date(modified)
+        if date is None or time.time() - date < FRESH_SECONDS:
+            return
+        head = self._head(f"{place}/repodata.json")
+        yield head
+        beside = self._answer(head, quiet=True)
+        plain_date = http_date(beside.validators.last_modified) if beside else None
+        if plain_date is None or plain_date - date < SAME_AGE_SECONDS:
+            return
+        future = self._request(PLAIN, [place])
+        yield future
+        if answer := self._answer(future, quiet=True):
+            log.info("%s: its %s form is of %s and not renewed; the plain one is used", self.subdir.path, ZST, modified)
+            yield replace(self._sent(PLAIN, answer), stale=packed.validators.word)
+
+    def _request(self, form: str, urls: Sequence[str]) -> Future[Answer]:
+        return self._fetcher.request(
+            [f"{url}/repodata.json{form}" for url in urls], known=self._known, limit=LARGEST_SENT, spare=form != PLAIN
         )  # fmt: skip
+
+    def _head(self, url: str) -> Future[Answer]:
+        return self._fetcher.request([url], method="HEAD", spare=True, optional=True)
+
+    def _answer(self, future: Future[Answer], *, quiet: bool = False) -> Answer | None:
+        """Return an answer that brings something; else None, with the problem noted unless it does not matter."""
+        try:
+            answer = future.result()
+        except MissingError:
+            return None
+        except FetchError as error:
+            if not quiet:
+                self.problems.append(str(error))
+                self.unreachable = isinstance(error, UnreachableError)
+            return None
+        lacking = tuple(url.rpartition("/")[0] for url in answer.lacking)
+        return replace(answer, lacking=lacking)
 
     def _sent(self, form: str, answer: Answer) -> Sent:
         if answer.data is None:
@@ -120,34 +220,20 @@ class Search:
         return Sent(form, None if same else answer.data, answer.validators, sha256)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A subdir whose index was asked for.
-
-    Attributes:
-        fact: what was noted of it.
-    """
-
-    subdir: Subdir
-    fact: Mapping[str, Any]
-    search: Search
-
-
-def ask(config: Config, only: str, store: Store, memory: Memory, fetcher: Fetcher) -> list[Asked]:
+def begin_searches(mirror: Mirror, only: str, fetcher: Fetcher) -> list[Search]:
     """Ask for the index of every subdir whose path `only` matches; the answers are for `Survey` to wait for."""
-    asked = []
-    for subdir in config.subdirs():
+    searches = []
+    for subdir in mirror.config.subdirs():
         if fnmatchcase(str(subdir.path), only):
-            fact = memory.fact(f"{FACT}{subdir.path}")
-            here = fact.get("sha256") and store.index_path(subdir.path).exists()
-            known = noted(fact) if here else Validators()
-            asked.append(Asked(subdir, fact, Search(fetcher, subdir, known, fact["sha256"] if here else "")))
-    return asked
+            standing = mirror.memory.standing(subdir.path)
+            here = standing.sha256 and mirror.store.index_path(subdir.path).exists()
+            searches.append(Search(fetcher, subdir, standing, published(standing) if here else Validators()))
+    return searches
 
 
-def noted(fact: Mapping[str, Any]) -> Validators:
-    """Return the validators of the index that was published, from what was noted of a subdir."""
-    return Validators(fact.get("url", ""), fact.get("etag", ""), fact.get("last_modified", ""))
+def published(standing: Standing) -> Validators:
+    """Return the validators of the index that was published."""
+    return Validators(standing.url, standing.etag, standing.last_modified)
 
 
 class Extra:
@@ -157,7 +243,7 @@ class Extra:
         self._fetcher = fetcher
         self._urls = [f"{url}/{name}" for url in subdir.index_urls]
         self._found: Future[tuple[str, bytes] | None] = Future()
-        packed = fetcher.ask([f"{url}{ZST}" for url in self._urls], limit=LARGEST_SENT, optional=True)
+        packed = fetcher.request([f"{url}{ZST}" for url in self._urls], limit=LARGEST_SENT, optional=True, spare=True)
         packed.add_done_callback(self._take_packed)
 
     def answered(self) -> bool:
@@ -165,19 +251,21 @@ class Extra:
         return self._found.done()
 
     def read(self) -> bytes | None:
-        """Return it unpacked; None where the upstream does not have it.
+        """Return it unpacked; None where the upstream does not have it, or has a page for people in its place.
 
         Raises:
             FetchError: it could not be asked for.
             RepodataError: it is damaged.
         """
         found = self._found.result()
-        return unpack(found[1], found[0]) if found else None
+        data = unpack(found[1], found[0]) if found and not is_page(found[1]) else None
+        return None if data is None or is_page(data) else data
 
     def _take_packed(self, answer: Future[Answer]) -> None:
         """Ask for the plain form as soon as it is known that there is no other."""
-        if isinstance(answer.exception(), MissingError):
-            plain = self._fetcher.ask(self._urls, limit=LARGEST_SENT, optional=True)
+        error = answer.exception()
+        if isinstance(error, MissingError) or (error is None and is_page(answer.result().data or b"")):
+            plain = self._fetcher.request(self._urls, limit=LARGEST_SENT, optional=True, spare=True)
             plain.add_done_callback(lambda answer: self._take(PLAIN, answer))
         else:
             self._take(ZST, answer)
@@ -203,8 +291,8 @@ class Beside:
     def __init__(self, fetcher: Fetcher, subdir: Subdir) -> None:
         self.current = Extra(fetcher, subdir, "current_repodata.json")
         self.run_exports = Extra(fetcher, subdir, "run_exports.json")
-        self._bz2 = fetcher.ask(
-            [f"{url}/repodata.json{BZ2}" for url in subdir.index_urls], method="HEAD", optional=True
+        self._bz2 = fetcher.request(
+            [f"{url}/repodata.json{BZ2}" for url in subdir.index_urls], method="HEAD", optional=True, spare=True
         )
 
     def answered(self) -> bool:
@@ -219,21 +307,34 @@ class Beside:
             return False
 
 
+def is_page(data: bytes) -> bool:
+    """Tell whether something is HTML: some servers answer 200 with a page that says that there is nothing."""
+    return data[:512].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
+
+
 def unpack(data: bytes, form: str) -> bytes:
     """Unpack what was sent; at no time is more than the largest index in memory.
+
+    How it is packed, and how often, is told by its bytes: a server may have compressed it once more on the way,
+    whatever was asked for (RFC 9110, 12.5.3), or tell of one layer twice.
 
     Raises:
         RepodataError: it is damaged, or unpacks to more than an index does.
     """
-    if form == PLAIN:
-        return data
     limit = min(LARGEST_INDEX, max(SMALL_INDEX, LARGEST_FACTOR * len(data)))
-    try:
-        unpacked = _unpack_bz2(data, limit) if form == BZ2 else _unpack_zst(data, limit)
-    except (OSError, EOFError, ValueError) as error:
-        raise RepodataError(f"is not {form[1:]} ({error}); it begins with {data[:40]!r}") from error
-    if len(unpacked) > limit:
-        raise RepodataError(f"its {len(data)} bytes unpack to more than {limit}")
+    unpacked = data
+    for layer in range(MOST_LAYERS):
+        kind = next((kind for magic, kind in MAGIC.items() if unpacked.startswith(magic)), PLAIN)
+        if kind == PLAIN:
+            if layer == 0 and form != PLAIN and not data.lstrip()[:1] == b"{":
+                raise RepodataError(f"is not {form[1:]}; it begins with {data[:40]!r}")
+            break
+        try:
+            unpacked = _UNPACKERS[kind](unpacked, limit)
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise RepodataError(f"is not {kind[1:]} ({error}); it begins with {data[:40]!r}") from error
+        if len(unpacked) > limit:
+            raise RepodataError(f"its {len(data)} bytes unpack to more than {limit}")
     return unpacked
 
 
@@ -256,6 +357,22 @@ def _unpack_bz2(data: bytes, limit: int) -> bytes:
             raise ValueError("it ends too early")
         data = unpacker.unused_data
     return bytes(unpacked)
+
+
+def _unpack_gz(data: bytes, limit: int) -> bytes:
+    unpacked = bytearray()
+    while data:
+        unpacker = zlib.decompressobj(wbits=31)
+        unpacked += unpacker.decompress(data, limit + 1 - len(unpacked))
+        if len(unpacked) > limit:
+            break
+        if not unpacker.eof:
+            raise ValueError("it ends too early")
+        data = unpacker.unused_data
+    return bytes(unpacked)
+
+
+_UNPACKERS = {ZST: _unpack_zst, BZ2: _unpack_bz2, GZ: _unpack_gz}
 
 
 def dated_before(sent: Validators, ours: Validators) -> bool:

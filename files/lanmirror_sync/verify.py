@@ -7,26 +7,32 @@ taken out of the served index, so that the mirror is closed again, and the next 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
-from lanmirror_sync import proof
-from lanmirror_sync.config import Config, Subdir
+import msgspec
+
+from lanmirror_sync import installers, proof
+from lanmirror_sync.config import Subdir
 from lanmirror_sync.fetch import BIG_BYTES, Fetcher
-from lanmirror_sync.memory import FACT, Memory
+from lanmirror_sync.installers import Ledger
+from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.plan import PACKAGE_SUFFIXES
 from lanmirror_sync.publish import Content, Publisher
 from lanmirror_sync.repodata import RepodataError
-from lanmirror_sync.report import Progress, Report
+from lanmirror_sync.report import Progress, Report, in_words, is_everybodys
 from lanmirror_sync.sinks import Download, Expected
-from lanmirror_sync.store import Store, cores, hasher_of
+from lanmirror_sync.store import cores, hasher_of
 from lanmirror_sync.wire import Rate
 
 ROUND = "verify"
@@ -34,6 +40,8 @@ ROUND = "verify"
 ROUND_DAYS = 14
 BATCH = 256
 CHUNK = 1 << 20
+# Of a file, in bytes (man 7 path_resolution: NAME_MAX).
+LONGEST_NAME = 255
 COMMIT_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
@@ -60,7 +68,7 @@ class Item:
 
 
 @dataclass
-class Finding:
+class Inspection:
     """What was found in a folder.
 
     Attributes:
@@ -86,72 +94,96 @@ class Finding:
 class Verification:
     """One `verify`."""
 
-    def __init__(
-        self, config: Config, store: Store, memory: Memory, *, fetcher: Fetcher, progress: Progress, repair: bool
-    ) -> None:
-        self._config = config
-        self._store = store
-        self._memory = memory
+    def __init__(self, mirror: Mirror, fetcher: Fetcher, progress: Progress, *, repair: bool) -> None:
+        config = self._config = mirror.config
+        self._store = mirror.store
+        self._memory = mirror.memory
+        self._ledger = Ledger(mirror.store)
         self._fetcher = fetcher
         self._progress = progress
         self._repair = repair
         self._rate = Rate(config.verify_rate)
-        self._publisher = Publisher(store, memory)
+        self._publisher = Publisher(mirror)
         self._commit_due = time.monotonic() + COMMIT_SECONDS
         self.report = Report()
-        self.repaired = 0
+        self.counts = dict.fromkeys(("referenced", "held", "missing", "damaged", "repaired", "orphaned"), 0)
 
-    def run(self, only: str = "*") -> Sequence[Finding]:
+    def run(self, only: str = "*") -> Sequence[Inspection]:
         """Verify the folders whose paths match, and see to what is wrong; what stays wrong is in `report`."""
         began = self._memory.fact(ROUND).get("began")
-        if began and time.time() - began < ROUND_DAYS * 86400:
+        if began and 0 <= time.time() - began < ROUND_DAYS * 86400:
             log.info("going on with the round that began at %s", time.ctime(began))
         else:
             began = time.time()
             self._memory.note(ROUND, {"began": began})
             self._memory.commit(self._store.flush_all)
-        findings = []
+        inspections: list[Inspection] = []
         for subdir in self._config.subdirs():
             if fnmatchcase(str(subdir.path), only):
-                findings.append(self._subdir(subdir, began))
-        for dist in self._config.dists:
-            if fnmatchcase(dist, only):
-                findings.append(self._dist(PurePosixPath(dist), began))
-        fixed = self._fetch(findings) if self._repair else set()
-        for finding in findings:
-            self._settle(finding, fixed)
+                with self._fence(str(subdir.path)):
+                    inspections.append(self._subdir(subdir, began))
+        for folder in self._config.folders:
+            if fnmatchcase(folder, only):
+                with self._fence(folder):
+                    inspections.append(self._dist(PurePosixPath(folder), began))
+        fixed = self._fetch(inspections) if self._repair else set()
+        for inspection in inspections:
+            with self._fence(str(inspection.folder)):
+                self._settle(inspection, fixed)
         self._memory.drop(ROUND)
         self._memory.commit(self._store.flush_all)
-        return findings
+        return inspections
+
+    @contextlib.contextmanager
+    def _fence(self, owner: str) -> Iterator[None]:
+        """Let what goes wrong with one folder end its own part alone."""
+        try:
+            yield
+        except OSError as error:
+            if is_everybodys(error):
+                raise
+            self.report.fail(owner, f"{owner}: {in_words(error)}")
+        except Exception as error:
+            log.exception("%s: this is a fault of the program", owner)
+            self.report.crashes.append(error)
+            self.report.fail(owner, f"{owner}: a fault of the program: {error!r}")
 
     # ---- what is there ------------------------------------------------------------------------------------
 
-    def _subdir(self, subdir: Subdir, began: float) -> Finding:
+    def _subdir(self, subdir: Subdir, began: float) -> Inspection:
         """Hash a subdir's packages and hold its formats against each other."""
         path = subdir.path
-        finding = Finding(path, subdir)
+        inspection = Inspection(path, subdir)
         index = self._publisher.served(path)
         if index is None:
             self.report.fail(str(path), f"{path}: no index is served; sync it first")
-            return finding
-        finding.formats = list(proof.problems(self._store.path(path), index))
+            return inspection
+        inspection.formats = list(proof.problems(self._store.path(path), index))
         there = {name: size for name, size, _ in self._store.files(path) if name.endswith(PACKAGE_SUFFIXES)}
-        finding.referenced = len(index.packages)
-        finding.orphaned = len(there.keys() - index.packages.keys())
+        inspection.referenced = len(index.packages)
+        inspection.orphaned = len(there.keys() - index.packages.keys())
         named = (Item(name, package.size, bytes.fromhex(package.digest)) for name, package in index.packages.items())
-        self._look(finding, named, there, began, self._unnamed(path, set(index.packages)))
-        finding.held = (
-            finding.referenced - len(finding.missing) - sum(i.name in index.packages for i in finding.damaged)
+        self._look(inspection, named, there, began, self._unnamed(path, set(index.packages)))
+        inspection.held = (
+            inspection.referenced - len(inspection.missing) - sum(i.name in index.packages for i in inspection.damaged)
         )
-        return finding
+        return inspection
 
-    def _dist(self, path: PurePosixPath, began: float) -> Finding:
+    def _dist(self, path: PurePosixPath, began: float) -> Inspection:
         """Hash the installers of a folder, as far as it is known what they should be."""
-        finding = Finding(path, None)
+        inspection = Inspection(path, None)
         there = {name: size for name, size, _ in self._store.files(path)}
-        self._look(finding, self._unnamed(path, set()), there, began, ())
-        finding.referenced, finding.held = len(there), len(there) - len(finding.damaged)
-        return finding
+        known = {item.name: item for item in self._unnamed(path, set())}
+        for name, entry in self._ledger.of(str(path)).items():
+            known.setdefault(name, Item(name, entry.size, bytes.fromhex(entry.digest)))
+        known = {name: item for name, item in known.items() if name in there}
+        self._look(inspection, known.values(), there, began, ())
+        inspection.referenced, inspection.held = len(there), len(known) - len(inspection.damaged)
+        for name in there.keys() - known.keys():
+            self.report.fail(
+                str(path), f"{path}/{name}: nothing tells what it should be; the next sync fetches it again"
+            )
+        return inspection
 
     def _unnamed(self, path: PurePosixPath, named: set[str]) -> Iterator[Item]:
         """Yield what was verified once and is served though no index names it."""
@@ -160,18 +192,18 @@ class Verification:
                 yield Item(name, size, digest)
 
     def _look(
-        self, finding: Finding, named: Iterable[Item], there: dict[str, int], began: float, others: Iterable[Item]
+        self, inspection: Inspection, named: Iterable[Item], there: dict[str, int], began: float, others: Iterable[Item]
     ) -> None:
         """Hash files and note which are missing or damaged; those that were hashed in this round are known."""
-        folder = str(finding.folder)
+        folder = str(inspection.folder)
         fresh = self._memory.checked_since(folder, began)
         todo: list[Item] = []
         for item in named:
             size = there.get(item.name)
             if size is None:
-                finding.missing.append(item)
+                inspection.missing.append(item)
             elif item.size not in (None, size):
-                finding.damaged.append(item)
+                inspection.damaged.append(item)
             elif fresh.get(item.name) != item.digest:
                 todo.append(item)
         todo += [item for item in others if item.name in there and fresh.get(item.name) != item.digest]
@@ -182,7 +214,7 @@ class Verification:
                 for item, row in zip(batch, pool.map(lambda item: self._hash(folder, item), batch), strict=True):
                     self._progress.done(folder)
                     if row is None:
-                        finding.damaged.append(item)
+                        inspection.damaged.append(item)
                     else:
                         self._memory.verify(folder, [row])
                 self._commit(now=False)
@@ -210,18 +242,30 @@ class Verification:
 
     # ---- what is done about it ----------------------------------------------------------------------------
 
-    def _fetch(self, findings: Sequence[Finding]) -> set[PurePosixPath]:
+    def _fetch(self, inspections: Sequence[Inspection]) -> set[PurePosixPath]:
         """Fetch what is damaged or missing; return the paths of what is right again."""
         downloads = [
-            self._download(finding, item) for finding in findings for item in (*finding.damaged, *finding.missing)
+            self._download(inspection, item)
+            for inspection in inspections
+            for item in (*inspection.damaged, *inspection.missing)
         ]
         fixed = set()
-        for damaged in ((finding, item) for finding in findings for item in finding.damaged):
-            self._keep_aside(damaged[0].folder / damaged[1].name)
+        for inspection in inspections:
+            for item in inspection.damaged:
+                self._keep_aside(inspection.folder / item.name)
+        for folder in {download.owner for download in downloads}:
+            sizes = [download.expected.size or 0 for download in downloads if download.owner == folder]
+            self._progress.start(folder, len(sizes), sum(sizes))
         small = [download for download in downloads if (download.expected.size or 0) <= BIG_BYTES]
         big = [download for download in downloads if (download.expected.size or 0) > BIG_BYTES]
-        for done in filter(None, self._fetcher.fetch(iter(small), iter(big))):
+        self._fetcher.feed(iter(small), iter(big))
+        self._fetcher.close_feed()
+        for done in self._fetcher.results():
+            if done is None:
+                self._progress.tick()
+                continue
             download = done.download
+            self._progress.done(download.owner)
             path = PurePosixPath(download.owner, download.name)
             if done.landed is None:
                 log.error("%s: cannot be repaired: %s", path, done.error)
@@ -231,50 +275,72 @@ class Verification:
             fixed.add(path)
         return fixed
 
-    def _download(self, finding: Finding, item: Item) -> Download:
-        path = finding.folder / item.name
-        bases = (
-            finding.subdir.urls if finding.subdir else [f"{url}/{finding.folder}" for url in self._config.repo_sources]
-        )
+    def _download(self, inspection: Inspection, item: Item) -> Download:
+        path = inspection.folder / item.name
+        if inspection.subdir:
+            urls = tuple(f"{base}/{item.name}" for base in inspection.subdir.urls)
+        else:
+            urls = installers.urls_of(self._config, str(inspection.folder), item.name)
         digest = item.digest.hex()
         return Download(
-            str(finding.folder), item.name, tuple(f"{base}/{item.name}" for base in bases),
+            str(inspection.folder), item.name, urls,
             Expected(item.size, item.algorithm, digest), self._store.partial_path(path, digest), self._store.path(path),
         )  # fmt: skip
 
-    def _settle(self, finding: Finding, fixed: set[PurePosixPath]) -> None:
+    def _settle(self, inspection: Inspection, fixed: set[PurePosixPath]) -> None:
         """Close the index of a subdir over what is undamaged, and tell what was found."""
-        path, folder = finding.folder, str(finding.folder)
-        wrong = [item for item in (*finding.damaged, *finding.missing) if path / item.name not in fixed]
-        self.repaired += len(finding.damaged) + len(finding.missing) - len(wrong)
-        for item in finding.damaged:
+        path, folder = inspection.folder, str(inspection.folder)
+        wrong = [item for item in (*inspection.damaged, *inspection.missing) if path / item.name not in fixed]
+        self._count(inspection, len(wrong))
+        for item in inspection.damaged:
             if item in wrong:
                 self.report.fail(folder, f"{path}/{item.name}: is damaged, and put aside in {self._store.damaged}")
-        for item in finding.missing:
+        for item in inspection.missing:
             if item in wrong:
                 self.report.fail(folder, f"{path}/{item.name}: is missing though the index names it")
-        remake = bool(finding.formats) and self._repair
-        for problem in finding.formats:
+        remake = bool(inspection.formats) and self._repair
+        for problem in inspection.formats:
             if remake:
                 log.warning("%s: %s; the formats are made anew", path, problem)
             else:
                 self.report.fail(folder, f"{path}: {problem}")
         names = {item.name for item in wrong}
-        if finding.subdir and (remake or names):
+        if inspection.subdir and (remake or names):
             self._republish(path, names)
-        for item in finding.damaged:
+        for item in inspection.damaged:
             if item in wrong:
                 self._keep_aside(path / item.name)
                 self._store.remove(path / item.name)
         self._memory.forget(folder, names)
-        if finding.subdir and (names or finding.formats):
-            # The next sync looks at it again, whatever the upstream says.
-            key = f"{FACT}{path}"
-            self._memory.note(key, {**self._memory.fact(key), "complete": False})
+        if inspection.subdir and (names or inspection.formats):
+            self._note(inspection, wrong)
         log.info(
             "%s: %d referenced, %d held, %d missing, %d damaged, %d orphaned",
-            path, finding.referenced, finding.held, len(finding.missing), len(finding.damaged), finding.orphaned,
+            path, inspection.referenced, inspection.held, len(inspection.missing), len(inspection.damaged),
+            inspection.orphaned,
         )  # fmt: skip
+
+    def _count(self, inspection: Inspection, wrong: int) -> None:
+        """Add a folder to the sums."""
+        missing, damaged = len(inspection.missing), len(inspection.damaged)
+        for key, count in (
+            ("referenced", inspection.referenced), ("held", inspection.held), ("orphaned", inspection.orphaned),
+            ("missing", missing), ("damaged", damaged), ("repaired", missing + damaged - wrong),
+        ):  # fmt: skip
+            self.counts[key] += count
+
+    def _note(self, inspection: Inspection, wrong: Sequence[Item]) -> None:
+        """See to it that the next sync looks at a subdir again, whatever the upstream says."""
+        path, memory = inspection.folder, self._memory
+        standing = memory.standing(path)
+        if standing.held is not None:
+            gone = sum(item.size or 0 for item in wrong)
+            standing = msgspec.structs.replace(
+                standing, held=max(standing.held - len(wrong), 0), size=max(standing.size - gone, 0),
+                missing=standing.missing + len(wrong),
+            )  # fmt: skip
+        failures = self.report.failures.get(str(path), standing.failures)
+        memory.note_standing(path, msgspec.structs.replace(standing, complete=False, failures=failures))
 
     def _republish(self, path: PurePosixPath, leave_out: set[str]) -> None:
         """Serve what is served, without what is not there undamaged."""
@@ -286,8 +352,8 @@ class Verification:
             file = self._store.path(path / name)
             beside[name] = file.read_bytes() if file.exists() else None
         content = Content(
-            index, leave_out, current=beside["current_repodata.json"], run_exports=beside["run_exports.json"],
-            bz2=self._store.path(path / "repodata.json.bz2").exists(),
+            index, frozenset(leave_out), current=beside["current_repodata.json"],
+            run_exports=beside["run_exports.json"], bz2=self._store.path(path / "repodata.json.bz2").exists(),
         )  # fmt: skip
         try:
             self._publisher.publish(path, content)
@@ -297,8 +363,16 @@ class Verification:
 
     def _keep_aside(self, path: PurePosixPath) -> None:
         """Keep a damaged file for whoever wants to know what happened to it."""
-        aside = self._store.damaged / str(path).replace("/", "_")
-        aside.unlink(missing_ok=True)
-        source: Path = self._store.path(path)
-        if source.exists():
-            os.link(source, aside)
+        name = str(path).replace("/", "_")
+        if len(name.encode()) > LONGEST_NAME:
+            name = f"{name[: LONGEST_NAME - 70]}-{hashlib.sha256(name.encode()).hexdigest()}"
+        aside, source = self._store.damaged / name, self._store.path(path)
+        try:
+            aside.unlink(missing_ok=True)
+            if source.exists():
+                try:
+                    os.link(source, aside)
+                except OSError:  # on another disk, or of another owner
+                    shutil.copyfile(source, aside)
+        except OSError as error:
+            log.warning("%s: cannot be kept aside: %s", path, in_words(error))

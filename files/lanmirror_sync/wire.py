@@ -40,6 +40,10 @@ AUTHORITIES = (
 )
 
 
+class NoUrlError(Exception):
+    """A URL that cannot be sent; the message says why."""
+
+
 @dataclass(eq=False)
 class Exchange:
     """One request and its answer.
@@ -49,6 +53,7 @@ class Exchange:
         send: further request headers, `Name: value`.
         on_body: takes the bytes of the answer as they come; False ends the transfer.
         status: of the answer, after redirects; 0 while there is none.
+        found_at: the URL that answered, after redirects.
         headers: of the answer, names in lower case.
     """
 
@@ -57,6 +62,7 @@ class Exchange:
     send: Sequence[str] = ()
     on_body: Callable[[bytes], bool] = lambda data: True
     status: int = 0
+    found_at: str = ""
     reason: str = ""
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -109,12 +115,20 @@ class Wire:
         return len(self._busy)
 
     def start(self, exchange: Exchange) -> None:
-        """Send a request."""
+        """Send a request.
+
+        Raises:
+            NoUrlError: its URL is none that can be sent.
+        """
         curl = self._idle.pop() if self._idle else self._handle()
-        curl.setopt(pycurl.URL, exchange.url)
+        try:
+            curl.setopt(pycurl.URL, exchange.url)
+            # A proxy that compresses on the fly would change the lengths that are checked.
+            curl.setopt(pycurl.HTTPHEADER, ["Accept-Encoding: identity", *exchange.send])
+        except (UnicodeError, ValueError, pycurl.error) as error:
+            self._idle.append(curl)
+            raise NoUrlError(f"cannot be asked for: {error}") from error
         curl.setopt(pycurl.NOBODY, exchange.method == "HEAD")
-        # A proxy that compresses on the fly would change the lengths that are checked.
-        curl.setopt(pycurl.HTTPHEADER, ["Accept-Encoding: identity", *exchange.send])
         curl.setopt(pycurl.HEADERFUNCTION, exchange.on_header)
         rate = self._rate
 
@@ -174,7 +188,9 @@ class Wire:
     def _release(self, curl: pycurl.Curl) -> Exchange:
         self._multi.remove_handle(curl)
         self._idle.append(curl)
-        return self._busy.pop(curl)
+        exchange = self._busy.pop(curl)
+        exchange.found_at = curl.getinfo_raw(pycurl.EFFECTIVE_URL).decode("latin-1")
+        return exchange
 
     def _handle(self) -> pycurl.Curl:
         curl = pycurl.Curl()
@@ -274,7 +290,7 @@ def http_date(text: str) -> float | None:
 
     try:
         return parsedate_to_datetime(text).timestamp()
-    except ValueError:
+    except (ValueError, TypeError, IndexError, ArithmeticError, OSError):  # absurd zones and years are told so
         return None
 
 

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lanmirror_sync import compress, formats, repodata
 from lanmirror_sync.compress import Former, Packed
-from lanmirror_sync.formats import Published
+from lanmirror_sync.formats import Rendered
 
 from tests.engine import served
 from tests.upstream import channel
@@ -34,7 +34,16 @@ FULL = {"repodata.json", "repodata.json.zst", "repodata.json.bz2", "repodata.jso
 
 
 def record(name: str, **fields: Any) -> dict[str, Any]:
-    return {"name": name, "version": "1", "build": "0", "size": 10, "sha256": "ab" * 32, "md5": "cd" * 16, **fields}
+    return {
+        "name": name,
+        "version": "1",
+        "build": "0",
+        "build_number": 0,
+        "size": 10,
+        "sha256": "ab" * 32,
+        "md5": "cd" * 16,
+        **fields,
+    }
 
 
 DOCUMENT: dict[str, Any] = {
@@ -68,12 +77,12 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
-def publish(document: Mapping[str, Any], folder: Path, **options: Any) -> Published:
+def publish(document: Mapping[str, Any], folder: Path, **options: Any) -> Rendered:
     """Publish a document into a new folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     options = {"arch": "linux-64", "keep": lambda name: True, "now": 0.0, **options}
-    return formats.publish(repodata.parse(json.dumps(document).encode()), folder, **options)
+    return formats.render(repodata.parse(json.dumps(document).encode()), folder, **options)
 
 
 def all_records(folder: Path) -> dict[str, dict[str, Any]]:
@@ -245,7 +254,7 @@ def test_the_same_index_makes_the_same_bytes(tmp_path: Path) -> None:
 
 def test_an_empty_subdir_has_every_format(tmp_path: Path) -> None:
     (tmp_path / "all").mkdir()
-    formats.publish(formats.empty("noarch"), tmp_path / "all", arch="noarch", keep=lambda name: True, now=0.0)
+    formats.render(formats.empty("noarch"), tmp_path / "all", arch="noarch", keep=lambda name: True, now=0.0)
     assert all_records(tmp_path / "all") == {}
     assert served.documents(tmp_path / "all")["repodata.json"]["info"] == {"subdir": "noarch"}
 
@@ -337,7 +346,7 @@ def test_whatever_is_read_can_be_published(tmp_path: Path, start: int, length: i
         return
     shutil.rmtree(tmp_path / "all", ignore_errors=True)
     (tmp_path / "all").mkdir()
-    formats.publish(index, tmp_path / "all", arch="linux-64", keep=lambda name: True, now=0.0)
+    formats.render(index, tmp_path / "all", arch="linux-64", keep=lambda name: True, now=0.0)
     assert {section: set(found) for section, found in all_records(tmp_path / "all").items()} == {
         section: set(found) for section, found in index.sections.items() if found
     }
@@ -481,7 +490,7 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
         beside = root / "beside"
         beside.mkdir()
-        published = formats.publish(
+        published = formats.render(
             repodata.parse(data), beside, arch=arch, keep=lambda name: True, current=data, now=0.0, threads=2
         )
         for name in published.files:

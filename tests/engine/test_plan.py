@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from hypothesis import given
 from hypothesis import strategies as st
-from lanmirror_sync.plan import Known, due, in_order, plan, too_many
+from lanmirror_sync.plan import Known, compare, due, in_order, too_many
 from lanmirror_sync.repodata import Package
 
 HOUR = 3600.0
@@ -43,7 +43,7 @@ some_patterns = st.lists(st.sampled_from(patterns), max_size=3)
 def test_every_package_is_in_one_place_and_for_a_reason(
     packages: Mapping[str, Package], files: Mapping[str, Known], exclude: list[str]
 ) -> None:
-    result = plan(packages, files, exclude)
+    result = compare(packages, files, exclude)
     groups = [{package.file_name for package in group} for group in (result.check, result.fetch, result.replace)]
     placed = [*groups, set(result.excluded)]
     assert sum(map(len, placed)) + result.held == len(packages)
@@ -72,11 +72,11 @@ def test_every_package_is_in_one_place_and_for_a_reason(
 def test_a_plan_that_was_carried_out_leaves_nothing_to_do(
     packages: Mapping[str, Package], files: Mapping[str, Known], exclude: list[str]
 ) -> None:
-    first = plan(packages, files, exclude)
+    first = compare(packages, files, exclude)
     done = (*first.fetch, *first.replace, *first.check)
     after = {name: known for name, known in files.items() if name not in first.orphans}
     after |= {package.file_name: bytes.fromhex(package.digest) for package in done}
-    second = plan(packages, after, exclude)
+    second = compare(packages, after, exclude)
     assert second == dataclasses.replace(
         second, check=(), fetch=(), replace=(), orphans=(), held=len(packages) - len(first.excluded)
     )
@@ -87,7 +87,7 @@ def test_a_plan_that_was_carried_out_leaves_nothing_to_do(
 def test_excluding_more_never_fetches_more(
     packages: Mapping[str, Package], files: Mapping[str, Known], exclude: list[str], more: list[str]
 ) -> None:
-    few, many = plan(packages, files, exclude), plan(packages, files, [*exclude, *more])
+    few, many = compare(packages, files, exclude), compare(packages, files, [*exclude, *more])
     assert set(many.fetch) <= set(few.fetch)
     assert set(many.replace) <= set(few.replace)
     assert many.excluded >= few.excluded

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from lanmirror_sync import formats, repodata, shards
-from lanmirror_sync.formats import State
+from lanmirror_sync.formats import Memo
 
 from tests.engine import served
 
@@ -18,7 +18,16 @@ DAY = 86400.0
 
 
 def record(name: str, **fields: Any) -> dict[str, Any]:
-    return {"name": name, "version": "1", "build": "0", "size": 10, "sha256": "ab" * 32, "md5": "cd" * 16, **fields}
+    return {
+        "name": name,
+        "version": "1",
+        "build": "0",
+        "build_number": 0,
+        "size": 10,
+        "sha256": "ab" * 32,
+        "md5": "cd" * 16,
+        **fields,
+    }
 
 
 def document(**versions: int) -> dict[str, Any]:
@@ -42,25 +51,25 @@ class Subdir:
         self.path = folder / "served"
         self.path.mkdir()
         self.beside = folder / "beside"
-        self.state = State()
+        self.memo = Memo()
 
     def publish(
         self, content: dict[str, Any], *, now: float = 0.0, keep: Callable[[str], bool] = lambda name: True
-    ) -> formats.Published:
+    ) -> formats.Rendered:
         """Publish and put in place; return what was written."""
         shutil.rmtree(self.beside, ignore_errors=True)
         self.beside.mkdir()
         index = repodata.parse(json.dumps(content).encode())
         present = {file.name for file in self.path.iterdir()}
-        published = formats.publish(
-            index, self.beside, arch="linux-64", keep=keep, state=self.state, present=present, now=now, threads=2
+        published = formats.render(
+            index, self.beside, arch="linux-64", keep=keep, memo=self.memo, present=present, now=now, threads=2
         )
         for name in published.files:
             (self.beside / name).rename(self.path / name)
         for name in (*published.obsolete, *published.expired):
             (self.path / name).unlink(missing_ok=True)
         # As from one run to the next: through the bytes that are kept.
-        self.state = State.decode(published.state.encode())
+        self.memo = Memo.decode(published.memo.encode())
         return published
 
     def shard_files(self) -> set[str]:
@@ -72,7 +81,7 @@ def subdir(tmp_path: Path) -> Subdir:
     return Subdir(tmp_path)
 
 
-def written(published: formats.Published) -> set[str]:
+def written(published: formats.Rendered) -> set[str]:
     return {name for name in published.files if name.endswith(shards.SUFFIX)} - {shards.INDEX}
 
 
@@ -85,10 +94,10 @@ def test_the_index_says_where_everything_is_without_leading_away(subdir: Subdir)
 
 
 def test_hashes_are_bytes_and_the_rest_as_in_json(subdir: Subdir) -> None:
-    odd = record("a", legacy_bz2_md5="ef" * 16, md5=None, track_features="", timestamp=10**30, extra={"x": [1.5]})
+    odd = record("a", legacy_bz2_md5="ef" * 16, md5=None, track_features="", later=10**30, extra={"x": [1.5]})
     subdir.publish({"packages": {"a-1-0.tar.bz2": odd}})
     content = served.shard(subdir.path, served.shard_index(subdir.path)["shards"]["a"])
-    assert content["packages"]["a-1-0.tar.bz2"] == {**odd, "sha256": bytes.fromhex("ab" * 32), "timestamp": 1e30}
+    assert content["packages"]["a-1-0.tar.bz2"] == {**odd, "sha256": bytes.fromhex("ab" * 32), "later": 1e30}
 
 
 def test_removed_names_go_to_the_shard_of_their_package(subdir: Subdir) -> None:
@@ -153,8 +162,8 @@ def test_a_shard_that_was_lost_is_made_again(subdir: Subdir) -> None:
 def test_another_recipe_makes_all_anew(subdir: Subdir) -> None:
     subdir.publish(document(a=1, b=1))
     right = served.shard_index(subdir.path)["shards"]
-    wrong = {name: shards.Shard(shard.source, right["b"]) for name, shard in subdir.state.shards.shards.items()}
-    subdir.state = State(shards.State("another", wrong, {}))
+    wrong = {name: shards.Shard(shard.source, right["b"]) for name, shard in subdir.memo.shards.shards.items()}
+    subdir.memo = Memo(shards.ShardMemo("another", wrong, {}))
     subdir.publish(document(a=1, b=1))
     assert served.shard_index(subdir.path)["shards"] == right
 
@@ -182,7 +191,7 @@ def test_a_shard_that_is_named_again_begins_its_week_anew(subdir: Subdir) -> Non
 def test_damaged_state_makes_all_anew_and_forgets_no_file(subdir: Subdir) -> None:
     subdir.publish(document(a=1))
     subdir.publish(document(a=2), now=DAY)
-    subdir.state = State.decode(b"\xc1 damaged")
+    subdir.memo = Memo.decode(b"\xc1 damaged")
     subdir.publish(document(a=2), now=2 * DAY)
     assert len(subdir.shard_files()) == 2
     subdir.publish(document(a=2), now=10 * DAY)

@@ -1,0 +1,63 @@
+"""How a subdir stands: what is remembered of it from run to run."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Standing(msgspec.Struct, frozen=True, rename={"size": "bytes"}):
+    """How a subdir stood at the end of its part of the last run. Times are Unix time in seconds.
+
+    Attributes:
+        url: of the index that was published last, with its form.
+        etag: of that answer.
+        last_modified: likewise.
+        sha256: of the index as it was sent, in lower-case hexadecimal; "" where none was published yet.
+        form: in which it was sent, see `upstream.Sent`.
+        stale: validator of a compressed index that was left unused, being older than the plain one beside it.
+        exclude: the configuration's, as of then.
+        recipe: `publish.RECIPE`, as of then.
+        complete: whether there is nothing to do until the upstream's index changes.
+        listed: packages that the upstream's index names; None where that is not known.
+        held: packages that the served index names; None where nothing is known of it.
+        size: of these, in bytes.
+        missing: packages that could not be had.
+        refused: why records of the index were left out, a message each.
+        published: when the index was last put in place.
+        checked: when the upstream was last asked.
+        succeeded: when that last left the subdir in sync.
+        failures: of the last run, a message each.
+        stamps: `publish.stamps` at the end of it.
+    """
+
+    url: str = ""
+    etag: str = ""
+    last_modified: str = ""
+    sha256: str = ""
+    form: str = ""
+    stale: str = ""
+    exclude: list[str] = []
+    recipe: str = ""
+    complete: bool = False
+    listed: int | None = None
+    held: int | None = None
+    size: int = 0
+    missing: int = 0
+    refused: list[str] = []
+    published: float | None = None
+    checked: float | None = None
+    succeeded: float | None = None
+    failures: list[str] = []
+    stamps: dict[str, list[int]] = {}
+
+    def encode(self) -> bytes:
+        """Return the JSON to keep it as."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def decode(cls, data: str | bytes) -> Standing:
+        """Return what was kept; nothing known where it is damaged, so that all is looked at anew."""
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except (ValueError, RecursionError):
+            return cls()

@@ -1,0 +1,431 @@
+"""A subdir on its way from what was found to what is served; what the run writes on a finding stands here."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Iterable, Iterator, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+
+from lanmirror_sync import repodata
+from lanmirror_sync.answers import FetchError
+from lanmirror_sync.channeldata import Channeldata
+from lanmirror_sync.config import Options
+from lanmirror_sync.fetch import BIG_BYTES, Fetcher
+from lanmirror_sync.mirror import Mirror
+from lanmirror_sync.plan import Plan, in_order, matcher, package_of
+from lanmirror_sync.publish import NOTHING, RECIPE, Content, Edition, Publisher, stamps
+from lanmirror_sync.repodata import Index, Package, RepodataError
+from lanmirror_sync.report import Report
+from lanmirror_sync.shards import RecordError
+from lanmirror_sync.sinks import Download, Expected, Landed
+from lanmirror_sync.standing import Standing
+from lanmirror_sync.store import cores, digest
+from lanmirror_sync.survey import Finding
+from lanmirror_sync.sweep import Sweeper
+from lanmirror_sync.upstream import Beside, unpack
+from lanmirror_sync.wrongs import Suspect, Wrongs
+
+# Parsed indexes of so many bytes are kept until they are published; further ones are read again.
+KEPT_BYTES = 1 << 27
+# So many files are hashed between two notes of which of them are right.
+HASHED_AT_ONCE = 10_000
+# More records than this that cannot be written are no accident.
+MOST_REFUSED = 100
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What there is beside an index; see `publish.Content`.
+
+    Attributes:
+        complete: whether nothing of it had to be taken from what is served.
+    """
+
+    current: bytes | None
+    run_exports: bytes | None
+    bz2: bool
+    complete: bool
+
+
+@dataclass
+class Work:
+    """What the run knows of a subdir that it works on.
+
+    Attributes:
+        finding: where it begins; its index is let go when it was published.
+        plan: the finding's, with every file hashed that had to be.
+        beside: the files beside the index, which are being asked for.
+        pending: how many of its packages are not settled.
+        refused: why records of the index are left out as faulty, a message each.
+        unwritable: file names of records that cannot be written in every format.
+        suspects: of the packages, the ones that were wrong the last time, until it is known whether they changed.
+        failed: file name to the reason why a package could not be had.
+        known_wrong: of these, the ones that were not asked for, being as wrong as the last time.
+        accepted: of these, the ones whose absence the administrator accepted.
+        staged: new bytes of served names, verified, that wait for the index to be published.
+        moved: when the last of its packages was settled (monotonic time, seconds).
+        early: whether the index was published without those that keep it waiting.
+        extras: what came of `beside`.
+        ahead: the index as it is published if all of its packages come, where it was made already.
+        broken: whether it was given up: nothing more is published.
+    """
+
+    finding: Finding
+    plan: Plan
+    beside: Beside
+    pending: int
+    refused: list[str]
+    unwritable: set[str] = field(default_factory=set)
+    suspects: list[Suspect] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    known_wrong: int = 0
+    accepted: set[str] = field(default_factory=set)
+    staged: dict[str, Landed] = field(default_factory=dict)
+    moved: float = 0.0
+    early: bool = False
+    extras: Extras | None = None
+    ahead: Edition | None = None
+    broken: bool = False
+
+    @property
+    def path(self) -> PurePosixPath:
+        """Where it stands below the working directory."""
+        return self.finding.subdir.path
+
+    @functools.cached_property
+    def replaced(self) -> frozenset[str]:
+        """File names that are there with other bytes."""
+        return frozenset(package.file_name for package in self.plan.replace)
+
+    @functools.cached_property
+    def wanted(self) -> dict[str, Package]:
+        """The packages to fetch, by file name."""
+        return {package.file_name: package for package in (*self.plan.fetch, *self.plan.replace)}
+
+    @property
+    def need(self) -> int:
+        """What it takes of the disk: its packages, and its index in all formats beside the former ones, in bytes."""
+        return self.plan.download_bytes + 2 * self.finding.size
+
+
+class Desk:
+    """Does the work on each subdir: what is fetched for it, and what is published."""
+
+    def __init__(self, mirror: Mirror, options: Options, fetcher: Fetcher, report: Report) -> None:
+        self._mirror = mirror
+        self._options = options
+        self._fetcher = fetcher
+        self._report = report
+        self._kept = 0
+        self._accepted = matcher(mirror.config.accept_missing)
+        self._excluded = matcher(mirror.config.exclude)
+        self.publisher = Publisher(mirror)
+        self.wrongs = Wrongs(mirror.memory, fetcher)
+        self.channeldata = Channeldata(mirror, fetcher)
+        self.sweeper = Sweeper(mirror, options, report)
+
+    def begin(self, finding: Finding) -> Work:
+        """Take on a subdir: keep its index, hash what was never verified, ask for the files beside the index."""
+        path, store = finding.subdir.path, self._mirror.store
+        for message in finding.refused:
+            self._report.fail(str(path), message)
+        plan = self._hashed(path, finding.plan)
+        if finding.sent.data is not None:
+            store.write_file(store.index_path(path), finding.sent.data)
+        self._kept += finding.size
+        index = finding.index if self._kept <= KEPT_BYTES else None
+        finding = replace(finding, sent=replace(finding.sent, data=None), index=index)
+        beside, refused = Beside(self._fetcher, finding.beside), list(finding.refused)
+        work = Work(finding, plan, beside, plan.files, refused, moved=time.monotonic())
+        for name in self.wrongs.names(str(path)):
+            package = work.wanted.get(name)
+            if package and (suspect := self.wrongs.suspect(str(path), name, package.digest)):
+                work.suspects.append(suspect)
+        return work
+
+    def downloads(self, work: Work, *, big: bool) -> Iterator[Download]:
+        """Yield what is to be fetched for a subdir, of one size, as it is asked for: half a million are too much."""
+        suspects = {suspect.name for suspect in work.suspects}
+        packages = [
+            package
+            for package in work.wanted.values()
+            if big == ((package.size or 0) > BIG_BYTES) and package.file_name not in suspects
+        ]
+        for package in in_order(packages, self._mirror.config.jobs):
+            yield self.download(work, package)
+
+    def download(self, work: Work, package: Package) -> Download:
+        """Return what is to be fetched for a package."""
+        name, path, store = package.file_name, work.path / package.file_name, self._mirror.store
+        return Download(
+            str(work.path), name, tuple(f"{url}/{name}" for url in work.finding.urls),
+            Expected(package.size, package.algorithm, package.digest),
+            store.partial_path(path, package.digest),
+            store.staged_path(path) if name in work.replaced else store.path(path),
+        )  # fmt: skip
+
+    def settled(self, work: Work, name: str, landed: Landed | None, error: FetchError | None) -> None:
+        """Note how a download ended."""
+        path = str(work.path)
+        work.pending -= 1
+        work.moved = time.monotonic()
+        if landed is None:
+            package = work.wanted[name]
+            if error:
+                self.wrongs.remember(path, name, package.digest, error)
+            self._lost(work, name, str(error))
+            return
+        self.wrongs.forget(path, name)
+        if name in work.replaced:
+            work.staged[name] = landed
+        else:
+            self.remember(path, name, landed)
+
+    def known_wrong(self, work: Work, suspect: Suspect) -> None:
+        """Note that a package is as wrong as it was."""
+        work.pending -= 1
+        work.moved = time.monotonic()
+        work.known_wrong += 1
+        self._lost(
+            work, suspect.name,
+            f"is still wrong upstream, and not fetched again until it changes there ({suspect.reason}); "
+            "if it is to be no failure, name it in accept_missing",
+        )  # fmt: skip
+
+    def _lost(self, work: Work, name: str, reason: str) -> None:
+        work.failed[name] = reason
+        if self._accepted(name):
+            work.accepted.add(name)
+            log.info("%s/%s: is missing, as accept_missing allows: %s", work.path, name, reason)
+        else:
+            self._report.fail(str(work.path), f"{work.path}/{name}: {reason}")
+
+    def remember(self, owner: str, name: str, landed: Landed) -> None:
+        """Remember that a file was verified."""
+        self._mirror.memory.verify(owner, [(name, landed.size, landed.mtime_ns, bytes.fromhex(landed.digest))])
+
+    def _hashed(self, path: PurePosixPath, rough: Plan) -> Plan:
+        """Hash the files that were never verified, such as those of a run that was killed."""
+        if not rough.check:
+            return rough
+        log.info("%s: %d files that stand there were never verified, and are hashed", path, len(rough.check))
+        store, memory = self._mirror.store, self._mirror.memory
+
+        def right(package: Package) -> bool:
+            return digest(store.path(path / package.file_name), package.algorithm) == package.digest
+
+        held = size = 0
+        wrong = []
+        with ThreadPoolExecutor(cores()) as pool:
+            for start in range(0, len(rough.check), HASHED_AT_ONCE):
+                batch = rough.check[start : start + HASHED_AT_ONCE]
+                for package, good in zip(batch, pool.map(right, batch), strict=True):
+                    if not good:
+                        wrong.append(package)
+                        continue
+                    held += 1
+                    size += package.size or 0
+                    status = store.path(path / package.file_name).stat()
+                    row = (package.file_name, status.st_size, status.st_mtime_ns, bytes.fromhex(package.digest))
+                    memory.verify(str(path), [row])
+                memory.commit(store.flush_all)
+        return replace(
+            rough, held=rough.held + held, held_bytes=rough.held_bytes + size, check=(),
+            replace=(*rough.replace, *wrong),
+        )  # fmt: skip
+
+    def unwanted(self, file_names: Iterable[str]) -> frozenset[str]:
+        """Return the files of packages that the configuration excludes."""
+        return frozenset(name for name in file_names if self._excluded(package_of(name)))
+
+    # ---- what is served --------------------------------------------------------------------------------
+
+    def make_ahead(self, work: Work) -> None:
+        """Make the index of a subdir while its packages come, as it is to be if every one of them does.
+
+        Not where it was put away, or where it is published in two steps: its formats depend on the first.
+        """
+        may = work.pending and not (work.ahead or work.early or work.failed or work.replaced or work.suspects)
+        if may and work.finding.index and work.beside.answered():
+            try:
+                work.ahead = self.publisher.make(work.path, self._content(work, work.finding.index))
+            except RecordError as error:
+                self._refuse(work, error)
+
+    def publish_early(self, work: Work) -> bool:
+        """Publish a subdir without the packages that it waits for; return whether it names any at all."""
+        work.early = True
+        there = {name for name, _, _ in self._mirror.store.files(work.path)}
+        awaited = {package.file_name for package in work.plan.fetch} - there
+        awaited |= work.replaced - work.staged.keys()
+        return self.publish(work, awaited - work.failed.keys())
+
+    def publish(self, work: Work, awaited: Set[str] = frozenset()) -> bool:
+        """Serve the upstream's index, as far as its packages are here; then delete what is due.
+
+        Args:
+            work: the subdir.
+            awaited: file names that may still come: they are left out for now, and nothing is deleted.
+
+        Returns:
+            Whether it was published: an index that would name nothing is not, where none is served yet.
+        """
+        path, finding = work.path, work.finding
+        index = finding.index or self._read_again(work)
+        absent = work.failed.keys() | awaited
+        if not absent:
+            self.channeldata.ask(finding.subdir.channel)
+        lost = work.replaced & absent
+        former = self.publisher.former(path, lost | self._leaving(work, index, absent))
+        content = self._content(work, index, absent, former)
+        empty = content.leave_out >= index.packages.keys() and not former.packages
+        if absent and empty and not self._mirror.store.path(path / "repodata.json").exists():
+            log.warning("%s: not published, none of its %d packages is here", path, len(index.packages))
+            if not awaited:
+                self._note(work, index, len(absent))
+            return False
+        content = self._put(work, content)
+        left_out = content.leave_out
+        sizes = [package.size or 0 for name, package in index.packages.items() if name not in left_out]
+        sizes += [package.size or 0 for package in former.packages.values()]
+        missing = len(absent - former.packages.keys())
+        if not awaited:
+            gone = {*work.plan.orphans, *(lost - former.packages.keys())} - former.packages.keys()
+            self.sweeper.packages(path, sorted(gone), work.plan.unwanted, len(sizes) + len(gone))
+        self._note(work, index, missing, held=len(sizes), size=sum(sizes), published=time.time())
+        self._mirror.memory.commit(self._mirror.store.flush_all)
+        log.info(
+            "%s: published, %d packages%s%s%s", path, len(sizes),
+            f", {len(work.plan.excluded)} excluded" if work.plan.excluded else "",
+            f", {missing} left out because they could not be had" if missing and not awaited else "",
+            f", {len(awaited)} awaited" if awaited else "",
+        )  # fmt: skip
+        work.staged.clear()
+        if not awaited:
+            work.finding = replace(finding, index=None)
+            work.extras = None
+        return True
+
+    def _put(self, work: Work, content: Content) -> Content:
+        """Put an index in place, without what cannot be written in every format; return what was put there."""
+        for _ in range(MOST_REFUSED):
+            try:
+                self.publisher.publish(work.path, content, work.staged.keys(), work.ahead)
+                break
+            except RecordError as error:
+                self._refuse(work, error)
+                content = replace(content, leave_out=content.leave_out | work.unwritable)
+            except RepodataError as error:
+                log.warning(
+                    "%s: what is beside the index cannot be used, and it is served without: %s", work.path, error
+                )
+                content = replace(content, current=None, run_exports=None)
+        else:
+            raise RepodataError(f"more than {MOST_REFUSED} of its records cannot be written")
+        work.ahead = None
+        for name, landed in work.staged.items():
+            self.remember(str(work.path), name, landed)
+        self._mirror.memory.commit(self._mirror.store.flush_all)
+        return content
+
+    def _refuse(self, work: Work, error: RecordError) -> None:
+        """Leave a record out that cannot be written in every format."""
+        message = f"{work.path}: {error.file_name!r} is refused: {error}"
+        work.unwritable.add(error.file_name)
+        work.refused.append(message)
+        self._report.fail(str(work.path), message)
+
+    def _leaving(self, work: Work, index: Index, absent: Set[str]) -> set[str]:
+        """Return the files that the new index does not name, of packages of which a new one is not here yet.
+
+        They stay named until it is: a client is not to find neither.
+        """
+        names = {index.packages[name].name for name in absent if name in index.packages}
+        return {name for name in work.plan.orphans if name not in work.plan.unwanted and package_of(name) in names}
+
+    def _read_again(self, work: Work) -> Index:
+        """Return an index that was put away while packages were fetched."""
+        data = self._mirror.store.index_path(work.path).read_bytes()
+        return repodata.parse(unpack(data, work.finding.sent.form))
+
+    def _content(self, work: Work, index: Index, absent: Set[str] = frozenset(), former: Index = NOTHING) -> Content:
+        """Return what is to be served of a subdir.
+
+        Args:
+            work: the subdir.
+            index: the upstream's.
+            absent: file names of packages that are not here.
+            former: see `Content`.
+        """
+        extras = self._extras(work)
+        left_out = work.plan.excluded | absent | work.unwritable
+        return Content(index, left_out, former, extras.current, extras.run_exports, extras.bz2)
+
+    def _extras(self, work: Work) -> Extras:
+        """Return what there is beside the index, once it has been waited for."""
+        if work.extras is None:
+            current, current_came = self._beside(work, "current_repodata.json")
+            exports, exports_came = self._beside(work, "run_exports.json")
+            work.extras = Extras(current, exports, self._has_bz2(work), current_came and exports_came)
+        return work.extras
+
+    def _beside(self, work: Work, name: str) -> tuple[bytes | None, bool]:
+        """Return a file of the upstream's beside its index, and whether it came: else ours stands in for it."""
+        extra = work.beside.current if name.startswith("current") else work.beside.run_exports
+        try:
+            data = extra.read()
+            if data is not None:
+                repodata.split(data)
+        except (FetchError, RepodataError) as error:
+            log.warning("%s/%s: cannot be had, which clients can do without: %s", work.path, name, error)
+        else:
+            return data, True
+        try:
+            return self._mirror.store.path(work.path / name).read_bytes(), False
+        except FileNotFoundError:
+            return None, False
+
+    def _has_bz2(self, work: Work) -> bool:
+        """Tell whether the upstream has the index as bzip2; where that cannot be told, it stays as it is."""
+        try:
+            return work.beside.has_bz2()
+        except FetchError:
+            return self._mirror.store.path(work.path / "repodata.json.bz2").exists()
+
+    # ---- what is remembered ------------------------------------------------------------------------------
+
+    def _note(self, work: Work, index: Index, missing: int, **changes: Any) -> None:
+        """Remember how a subdir stands after it was published, or could not be."""
+        sent = work.finding.sent
+        done = not work.failed and not work.pending and "published" in changes
+        self.note(
+            work.path, in_sync=work.failed.keys() <= work.accepted and not work.pending,
+            url=sent.validators.url, etag=sent.validators.etag, last_modified=sent.validators.last_modified,
+            sha256=sent.sha256, form=sent.form, stale=sent.stale, exclude=list(self._mirror.config.exclude),
+            recipe=RECIPE, complete=done and self._extras(work).complete, listed=len(index.packages),
+            missing=missing, refused=work.refused, **changes,
+        )  # fmt: skip
+
+    def note(self, path: PurePosixPath, *, in_sync: bool, **changes: Any) -> None:
+        """Remember how a subdir stands at the end of its part of the run."""
+        memory, now = self._mirror.memory, time.time()
+        failures = self._report.failures.get(str(path), [])
+        if in_sync and not failures:
+            changes["succeeded"] = now
+        changes |= {"checked": now, "failures": failures, "stamps": stamps(self._mirror.store, path)}
+        memory.note_standing(path, msgspec.structs.replace(memory.standing(path), **changes))
+
+    def note_failure(self, path: PurePosixPath, **changes: Any) -> None:
+        """Remember why a subdir was not worked on, or not to its end."""
+        memory, failures = self._mirror.memory, self._report.failures.get(str(path), [])
+        standing: Standing = msgspec.structs.replace(memory.standing(path), failures=failures, **changes)
+        memory.note_standing(path, standing)
