@@ -31,6 +31,7 @@ SHAPES = {
     "conda_mirror_arches": "['noarch','linux-64']",
     "conda_mirror_cloud": "['conda-forge/noarch']",
     "conda_mirror_exclude": "['pytorch-*']",
+    "conda_mirror_accept_missing": "['odd-1.0-0.conda']",
     "conda_mirror_installers": "{'dists':['miniconda'],'suffixes':['.sh']}",
     "conda_mirror_repos": "['main']",
     "conda_mirror_server_names": "['conda.lab.lan']",
