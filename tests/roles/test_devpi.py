@@ -104,6 +104,15 @@ def test_steps_before_devpi_have_a_port_each() -> None:
     ]
 
 
+def test_ports_that_must_be_free_are_those_of_the_site() -> None:
+    site = render("devpi", "devpi-http.conf.j2", devpi_port="4000", devpi_peers=[REPLICA, PRIMARY])
+    listen = {int(port) for port in re.findall(r"listen 127.0.0.1:(\d+);", site)}
+    needed = evaluate("devpi", "{{ __devpi_ports_needed }}", devpi_port="4000", devpi_peers=[REPLICA, PRIMARY])
+    assert {entry["port"] for entry in needed if entry["unit"] == "nginx.service"} == listen
+    assert [entry["port"] for entry in needed if entry["unit"] == "devpi.service"] == [4000]
+    assert needed[0]["note"] == "The cache needs the ports 4000 to 4005 of the loopback address."
+
+
 def test_pages_are_kept_for_mirrors_alone_and_for_as_long_as_the_variable_says() -> None:
     indexes = {
         "root/pypi": {"type": "mirror", "mirror_url": "u"},
@@ -874,6 +883,29 @@ def test_refusal_says_what_was_asked_and_shows_no_password() -> None:
     with server({"root": "x"}) as (url, _), pytest.raises(devpi.DevpiError) as caught:
         devpi.Devpi(url).must("GET", "/refused")
     assert str(caught.value) == "devpi refuses GET /refused with 418: see http://***@m.example/"
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>It works</html>", b'{"result": {}}', b"[1]", b"null"])
+def test_port_that_another_program_has_is_named(body: bytes) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Other)
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        with pytest.raises(devpi.DevpiError, match=f"another program than devpi answers on port {httpd.server_port}"):
+            devpi.Devpi(f"http://127.0.0.1:{httpd.server_port}").wait(5)
+    finally:
+        httpd.shutdown()
+        thread.join()
+        httpd.server_close()
 
 
 # ---- more than one server ------------------------------------------------------------------------------------

@@ -272,6 +272,21 @@ def _of_ports(given: Mapping[str, Any], right: set[str]) -> Iterator[tuple[str, 
             )
 
 
+def devpi_ports(first: int, peers: int) -> list[Settings]:
+    """Return the ports that the cache needs, in the words of role nginx's entry point `ports`."""
+    last = first + PORTS + peers - 1
+    return [
+        {
+            "port": port,
+            "addresses": ["127.0.0.1"],
+            "unit": "devpi.service" if port == first else "nginx.service",
+            "variable": "devpi_port",
+            "note": f"The cache needs the ports {first} to {last} of the loopback address.",
+        }
+        for port in range(first, last + 1)
+    ]
+
+
 def devpi_declared(indexes: Mapping[str, Settings], pypi: Settings, mirror: Settings) -> dict[str, Settings]:
     """Return all indexes with what they have by default.
 
@@ -485,5 +500,6 @@ class FilterModule:
         """Name the filters."""
         return {
             "devpi_declared": devpi_declared,
+            "devpi_ports": devpi_ports,
             "devpi_problems": devpi_problems,
         }

@@ -232,9 +232,10 @@ class Devpi:
         finally:
             connection.close()
         try:
-            return answer.status, json.loads(text)
+            found = json.loads(text)
         except ValueError:
-            return answer.status, {"message": text.strip()[:200]}
+            found = None
+        return answer.status, found if isinstance(found, dict) else {"message": text.strip()[:200]}
 
     def must(self, method: str, path: str, body: Settings | None = None) -> Any:
         """Return the `result` of an answer in the 200s.
@@ -251,18 +252,24 @@ class Devpi:
         """Return as soon as devpi answers.
 
         Raises:
-            OSError: It did not within `seconds`.
+            OSError: Nothing did within `seconds`.
+            DevpiError: Another program did.
         """
         end = time.monotonic() + seconds
         while True:
             try:
-                self.ask("GET", "/+api")
+                status, answer = self.ask("GET", "/+api")
             except OSError:
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.5)
             else:
-                return
+                if answer.get("type") == "apiconfig":
+                    return
+                raise DevpiError(
+                    f"another program than devpi answers on port {self.port} (status {status} for /+api): "
+                    f"`ss -ltnp 'sport = :{self.port}'` on the server names it; stop it, or set another devpi_port"
+                )
 
     def knows(self, user: str, password: str) -> str:
         """Return a token for the user, or an empty text when the password is wrong.
