@@ -85,6 +85,14 @@ pips:
   description: Paths and versions of the pips that every user of the machine has.
   type: list
   returned: for state look
+hosts:
+  description: The lines of /etc/hosts.
+  type: list
+  returned: for state look
+roots:
+  description: The names of the root certificates that the role added to the machine's.
+  type: list
+  returned: for state look
 users:
   description: The users who have our lines, or whose own files are configured.
   type: list
@@ -92,8 +100,8 @@ users:
 files:
   description: >-
     For each of O(files) its C(key), real C(path), C(content) (null where there is none), how many C(folders) above it
-    are missing, why it cannot be read (C(problem)), why it cannot be written (C(unwritable)), and whether its user is
-    C(gone).
+    are missing, why it cannot be read (C(problem)), why it cannot be written (C(unwritable)), and whether its user or
+    their home is C(gone).
   type: list
   returned: for state read
 others:
@@ -118,6 +126,8 @@ MARK = "# lanmirror: begin"
 PROBE = 65536
 LARGEST = 1 << 20
 
+HOSTS = Path("/etc/hosts")
+ROOTS = "/usr/local/share/ca-certificates/lanmirror-*.crt"
 # Where conda looks in one folder, in this order; those of condarc.d are sorted by their names.
 _CONDARC = (".condarc", "condarc", "condarc.d/*.yml", "condarc.d/*.yaml")
 # Files that the tools read, by rank: a higher one counts more. "~/" is each user's home.
@@ -173,6 +183,10 @@ _PERSON = re.compile(r"(?P<name>[^:]+):[^:]*:(?P<number>\d+):.*:(?!.*/(?:nologin
 _PEOPLE = range(1000, 65534)
 
 
+class NoHomeError(OSError):
+    """A user has no home directory."""
+
+
 @contextmanager
 def acting_as(user: str) -> Iterator[None]:
     """Have a user's rights instead of root's, and no more; for no name, go on as who we are."""
@@ -197,11 +211,11 @@ def home(user: str) -> Path:
     """Return a user's home directory.
 
     Raises:
-        OSError: there is no such directory.
+        NoHomeError: there is no such directory.
     """
     folder = Path(pwd.getpwnam(user).pw_dir)
     if not folder.is_dir():
-        raise FileNotFoundError(errno.ENOENT, f"the home of {user} is {folder}, which is no directory", str(folder))
+        raise NoHomeError(f"the home of {user} is {folder}, which is no directory")
     return folder
 
 
@@ -298,7 +312,7 @@ def hidden(text: str | None) -> str:
 
 def look_at(file: dict[str, Any]) -> dict[str, Any]:
     """Read one file; see RETURN."""
-    found: dict[str, Any] = {"key": file["key"], "path": file["path"], "content": None, "folders": 0}
+    found: dict[str, Any] = {"key": file["key"], "path": file["key"], "content": None, "folders": 0}
     found |= {"problem": "", "unwritable": "", "gone": False}
     try:
         with acting_as(file["user"]):
@@ -312,6 +326,8 @@ def look_at(file: dict[str, Any]) -> dict[str, Any]:
         found["problem"] = "it is not UTF-8 text"
     except KeyError:
         found |= {"problem": f"there is no user {file['user']}", "gone": True}
+    except NoHomeError as error:
+        found |= {"problem": str(error), "gone": True}
     except OSError as error:
         found["problem"] = reason(error)
     return found
@@ -474,7 +490,7 @@ def write_all(module: AnsibleModule, files: Sequence[dict[str, Any]], users: Seq
         changed = True
         header = {"before_header": str(path), "after_header": str(path)}
         diffs.append({"before": hidden(before), "after": hidden(after), **header})
-    changed = changed or sorted(before_all) != sorted(left)
+    changed = changed or (bool(memory) and sorted(before_all) != sorted(left))
     if not module.check_mode:
         remember(memory, sorted(left))
     module.exit_json(changed=changed, problems=problems, diff=diffs)
@@ -508,7 +524,8 @@ def main() -> None:
         module.exit_json(changed=False, files=[look_at(file) for file in files], **survey(seen, servers), **who)
     else:
         missing = [user for user in users if not exists(user)]
-        module.exit_json(changed=False, missing=missing, pips=pips(PIPS, None), users=remembered(memory), **who)
+        done = {"hosts": (text_of(HOSTS) or "").splitlines(), "roots": [path.name for path in matches(ROOTS, None)]}
+        module.exit_json(changed=False, missing=missing, pips=pips(PIPS, None), users=remembered(memory), **done, **who)
 
 
 def exists(user: str) -> bool:
