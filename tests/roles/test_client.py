@@ -651,8 +651,8 @@ def test_answers_of_the_servers() -> None:
     ]
     assert client.client_missing(answers) == ["pkgs/r"]
     assert client.client_silent(answers) == [f"{asked[3]['url']} answers 502"]
-    down = [{"__client_question": asked[0], "status": -1, "msg": "Connection refused"}]
-    assert client.client_silent(down) == [f"{URL}/: Connection refused"]
+    down = [{"__client_question": asked[0], "status": -1, "msg": "Status code was -1: Request failed: refused"}]
+    assert client.client_silent(down) == [f"{URL}/: refused"]
 
 
 @pytest.mark.parametrize(

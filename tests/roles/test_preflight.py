@@ -110,6 +110,10 @@ ROWS: dict[str, Row] = {
     # ---- client
     "client-tools": client("client_tools", "poetry", "allowed are pip, conda", client_tools=["pip", "poetry"]),
     "client-user": client("client_users", "nobody-of-that-name", client_users=["nobody-of-that-name"]),
+    "client-old-url": client("client_server_url", "client_pypi_url and client_conda_url", client_server_url="http://x"),
+    "client-old-address": client("client_server_address", "client_addresses", client_server_address="192.0.2.10"),
+    "client-addresses": client("client_addresses", "one address", client_addresses={"192.0.2.10": "mirror.lab.lan"}),
+    "client-subdir": client("client_conda_channels", "without a subdir", client_conda_channels=["conda-forge/noarch"]),
     "client-root": client("client_ca_certificate", "PEM", client_ca_certificate="/etc/ssl/root.pem"),
 }
 

@@ -731,7 +731,8 @@ def client_silent(answers: Sequence[Mapping[str, Any]]) -> list[str]:
     for answer in answers:
         question, status = answer["__client_question"], int(answer.get("status", -1))
         if status < 0:
-            silent.append(f"{question['url']}: {answer.get('msg', 'no answer')}")
+            why = str(answer.get("msg", "no answer")).partition("Request failed: ")
+            silent.append(f"{question['url']}: {why[2] or why[0]}")
         elif question["name"] and status not in _THERE + _NOT_THERE:
             silent.append(f"{question['url']} answers {status}")
     return silent
