@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +54,27 @@ def test_port_that_nobody_listens_on_is_free() -> None:
 
 def test_service_itself_may_have_its_port(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "units", lambda _: {"devpi.service"})
+    assert ports.problem(needed(taken, "127.0.0.1")) == ""
+
+
+def test_service_that_hides_its_sockets_may_have_its_port(
+    taken: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ports, "owners", lambda _: [])
+    assert "one in a container" in ports.problem(needed(taken, "127.0.0.1"))
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/cgroup").write_text("0::/system.slice/devpi.service\n")
+    monkeypatch.setattr(ports, "PROC", tmp_path)
+
+    def refuse(link: Path) -> Path:
+        raise PermissionError(link)
+
+    (tmp_path / "7/fd").mkdir()
+    (tmp_path / "7/fd/3").symlink_to("socket:[1]")
+    assert not ports.hides("devpi.service")
+    monkeypatch.setattr(Path, "readlink", refuse)
+    assert ports.hides("devpi.service")
+    assert not ports.hides("nginx.service")
     assert ports.problem(needed(taken, "127.0.0.1")) == ""
 
 

@@ -127,6 +127,20 @@ def owners(inodes: set[str]) -> list[Path]:
     return found
 
 
+def hides(unit: str) -> bool:
+    """Whether a unit has a program whose sockets are not shown: to root in a container, those of any other user."""
+    for folder in PROC.iterdir():
+        try:
+            if folder.name.isdecimal() and unit in units((folder / "cgroup").read_text()):
+                for link in (folder / "fd").iterdir():
+                    link.readlink()
+        except PermissionError:
+            return True
+        except OSError:  # It has ended.
+            continue
+    return False
+
+
 def units(cgroup: str) -> set[str]:
     """Return the systemd units in the text of /proc/PID/cgroup."""
     return set(re.findall(r"[^/\n]+\.(?:service|scope|socket)(?=/|$)", cgroup, re.MULTILINE))
@@ -156,7 +170,7 @@ def problem(wanted: dict[str, Any]) -> str:
     programs = owners(inodes)
     try:
         others = [one for one in programs if unit not in units((one / "cgroup").read_text())]
-        if programs and not others:
+        if not others and (programs or hides(unit)):
             return ""
         said = described(others[0]) if others else "a program that this user may not see, or one in a container"
     except OSError:  # It has ended meanwhile.
