@@ -62,6 +62,7 @@ def test_configuration_is_what_the_variables_say(tmp_path: Path) -> None:
             conda_mirror_timeout_seconds="9",
             conda_mirror_delete_grace_hours="48",
             conda_mirror_ca_bundle=str(bundle),
+            __conda_mirror_bundle={"stat": {"isreg": True}},
         ),
         {},
     )
@@ -280,6 +281,8 @@ def test_entry_for_cron() -> None:
 def run_command(tmp_path: Path, code: int, *, delete: bool = False) -> tuple[int, str, str]:
     """Run the scheduled sync with an engine that ends with `code`; return exit code, messages, and the log."""
     (tmp_path / "bin").mkdir(parents=True)
+    (tmp_path / "src-1").mkdir()
+    (tmp_path / "src").symlink_to("src-1")
     for name, body in {
         "python": f'echo "$@ $http_proxy"; exit {code}',
         "logger": 'shift 5; echo "$@" >&2',
@@ -292,7 +295,7 @@ def run_command(tmp_path: Path, code: int, *, delete: bool = False) -> tuple[int
         "lanmirror-conda-sync.j2",
         conda_mirror_http_proxy="http://a'b:3128",
         conda_mirror_delete=delete,
-        __conda_mirror_venv=str(tmp_path),
+        __conda_mirror_current=str(tmp_path),
         __conda_mirror_log=str(tmp_path / "log"),
     )
     result = subprocess.run(
@@ -310,9 +313,8 @@ def run_command(tmp_path: Path, code: int, *, delete: bool = False) -> tuple[int
 def test_scheduled_sync_says_nothing_when_there_is_nothing_to_say(tmp_path: Path, code: int) -> None:
     returned, messages, log = run_command(tmp_path, code)
     assert (returned, messages) == (code, "")
-    assert log == (
-        "/opt/lanmirror/conda_mirror/anaconda_sync.py sync --config /etc/lanmirror/conda_mirror.yml http://a'b:3128\n"
-    )
+    # By the names of its folders, so that a newer engine that is installed meanwhile leaves it alone.
+    assert log == (f"{tmp_path}/src-1/anaconda_sync.py sync --config /etc/lanmirror/conda_mirror.yml http://a'b:3128\n")
 
 
 @pytest.mark.parametrize(

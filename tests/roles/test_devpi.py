@@ -52,24 +52,17 @@ def test_server_configuration() -> None:
     }
 
 
-def test_way_out_of_devpi_and_of_pip() -> None:
-    way = {
-        "devpi_ca_bundle": "/etc/ssl/lab.pem",
-        "devpi_http_proxy": "http://proxy.lab.lan:3128",
-        "devpi_pip_index_url": "https://mirror.example.org/simple",
-    }
-    environment = render("devpi", "environment.j2", **way).splitlines()
+def test_way_out_of_devpi() -> None:
+    way = {"devpi_ca_bundle": "/etc/ssl/lab.pem", "devpi_http_proxy": "http://proxy.lab.lan:3128"}
+    there, brought = {"stat": {"isreg": True}}, {"stat": {"exists": False}}
+    environment = render("devpi", "environment.j2", **way, __devpi_bundle=there).splitlines()
     assert "REQUESTS_CA_BUNDLE=/etc/ssl/lab.pem" in environment
     assert "HTTPS_PROXY=http://proxy.lab.lan:3128" in environment
-    pip = render("devpi", "pip.conf.j2", **way).splitlines()
-    assert pip[-4:] == [
-        "[global]",
-        "index-url = https://mirror.example.org/simple",
-        "cert = /etc/ssl/lab.pem",
-        "proxy = http://proxy.lab.lan:3128",
-    ]
-    direct = render("devpi", "environment.j2") + render("devpi", "pip.conf.j2")
-    assert [line for line in direct.splitlines() if "=" in line] == []
+    copied = render("devpi", "environment.j2", **way, __devpi_bundle=brought).splitlines()
+    assert "REQUESTS_CA_BUNDLE=/opt/devpi/way-out.pem" in copied
+    # As pip, devpi knows the authorities that the administrator made known to the system.
+    direct = [line for line in render("devpi", "environment.j2").splitlines() if "=" in line]
+    assert direct == ["REQUESTS_CA_BUNDLE=/etc/ssl/certs/ca-certificates.crt"]
 
 
 def test_unit_keeps_devpi_to_its_data() -> None:

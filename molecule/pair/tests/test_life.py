@@ -164,7 +164,7 @@ def older(server: Any) -> None:
     run(
         server,
         f"""cp -a {now} {old}
-        PIP_CONFIG_FILE=/opt/devpi/pip.conf {old}/bin/python -m pip install -q devpi-server=={OLDER}
+        {old}/bin/python -m pip install -q -i http://127.0.0.1:3141/root/pypi/+simple/ devpi-server=={OLDER}
         sed -i 's/^DATABASE_VERSION = .*/DATABASE_VERSION = "3"/' {old}/lib/python3*/site-packages/devpi_server/main.py
         rm -r {old}/lib/python3*/site-packages/devpi_server/__pycache__  # made in the same second, of the same size
         sed -i '1s|.*|#!{old}/bin/python|' {old}/bin/devpi-*

@@ -69,7 +69,8 @@ TEXTS = {
         re.compile(r".*"), "empty or a folder on this machine, for example ~/lanmirror-backups"
     ),
     "devpi_ca_bundle": Text(
-        PATH, "empty or the absolute path of a PEM file, for example /etc/ssl/certs/ca-certificates.crt"
+        re.compile(rf"~?{PATH.pattern}"),
+        "empty or the absolute path of a PEM file, for example /etc/ssl/certs/ca-certificates.crt",
     ),
     "devpi_data_dir": Text(PATH, f"{_FOLDER}, for example /srv/devpi", needed=True),
     "devpi_http_proxy": Text(PRIVATE_URL, f"{_URL}, for example http://proxy.lab.lan:3128"),
