@@ -6,6 +6,7 @@ import configparser
 import datetime
 import itertools
 import re
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.roles.render import python_file
+from tests.roles.render import python_file, render
 
 ROLE = Path(__file__).parents[2] / "roles" / "client"
 URL = "http://192.0.2.10"
@@ -807,3 +808,61 @@ def test_each_root_gets_a_file_of_its_own() -> None:
 )
 def test_what_is_no_root_is_refused(text: str, problem: str) -> None:
     assert problem in str(trust.client_ca_certificates(text)[0]["problem"])
+
+
+# ---- the portal --------------------------------------------------------------------------------------------
+
+ROOT_URL = "/lanmirror-ca.crt"
+
+
+def shown(role: str, template: str, **variables: Any) -> list[str]:
+    """Give the blocks of lines that a person copies from the portal, as they are without a script."""
+    page = render(role, template, **variables)
+    return [re.sub(r"<[^>]+>", "", block) for block in re.findall(r"(?s)<pre>(.*?)</pre>", page)]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "root", "has", "has_not"),
+    [
+        ("http", "", ["trusted-host this-server"], ["cert", "native-tls", "ssl_verify", "https://this-server"]),
+        ("https", "", [], ["trusted-host", "http://this", "cert", "native-tls", "ssl_verify"]),
+        (
+            "https",
+            ROOT_URL,
+            [f"global.cert {BUNDLE}", "native-tls = true", f"ssl_verify: {BUNDLE}", 'tls-root-certs = "system"'],
+            ["trusted-host", "http://this"],
+        ),
+    ],
+)
+def test_portal_shows_what_the_scheme_needs(scheme: str, root: str, has: list[str], has_not: list[str]) -> None:
+    site = {"nginx_site_scheme": scheme, "nginx_site_root_url": root}
+    pip, uv = shown("devpi", "devpi-portal.html.j2", **site)
+    conda, pixi = shown("conda_mirror", "portal.html.j2", **site)
+    text = "\n".join((pip, uv, conda, pixi))
+    assert f"{scheme}://this-server/root/pypi/+simple/" in pip
+    assert [word for word in has if word not in text] == []
+    assert [word for word in has_not if word in text] == []
+    index = {"url": f"{scheme}://this-server/root/pypi/+simple/", "default": True}
+    assert tomllib.loads(uv) == {**({"native-tls": True} if root else {}), "index": [index]}
+    assert set(tomllib.loads(pixi)) == {"mirrors", *(["tls-root-certs"] if root else [])}
+
+
+@pytest.mark.parametrize("root", ["", ROOT_URL])
+@pytest.mark.parametrize(
+    ("repos", "cloud"),
+    [(["main"], ["conda-forge/noarch", "conda-forge/label/rc/noarch"]), ([], ["a/noarch", "a/label/rc/noarch"])],
+)
+def test_portal_shows_a_condarc_as_the_role_writes_it(repos: list[str], cloud: list[str], root: str) -> None:
+    site = {"nginx_site_root_url": root, "conda_mirror_repos": repos, "conda_mirror_cloud": cloud}
+    channels = [entry.rpartition("/")[0] for entry in cloud]
+    written = client.conda_settings("http://this-server", repos, channels, BUNDLE if root else "")
+    assert yaml.safe_load(shown("conda_mirror", "portal.html.j2", **site)[0]) == written
+
+
+def test_portal_links_the_root_certificate_where_clients_need_it() -> None:
+    assert ROOT_URL not in render("nginx", "00-head.html.j2", nginx_tls="own")
+    page = render("nginx", "00-head.html.j2", nginx_tls="site_ca", nginx_port="8080")
+    assert f'href="{ROOT_URL}"' in page
+    assert f"http://this-server:8080{ROOT_URL}" in re.sub(r"<[^>]+>", "", page)
+    # Role client removes what it finds under its own names.
+    assert "ca-certificates/lanmirror-" not in page
