@@ -6,7 +6,6 @@ A devpi that runs, and its own reader of the database, have their tests in Molec
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import sqlite3
 import tarfile
