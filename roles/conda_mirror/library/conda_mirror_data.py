@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -111,6 +112,9 @@ def delete(folder: Path) -> bool:
             path.unlink(missing_ok=True)
     place = folder.resolve()
     if any(place.iterdir()) or place.is_mount():
+        if os.geteuid() == 0:
+            # Its owner goes, and the next user that is made gets that number.
+            os.chown(place, 0, 0)
         return False
     place.rmdir()
     if folder.is_symlink():
