@@ -57,6 +57,10 @@ lint: $(VENV)/.made ## Check the style of everything
 unit: $(VENV)/.made ## Run the fast tests: engine, templates, specs
 	@pytest
 
+.PHONY: quick
+quick: $(VENV)/.made ## Run those that take a developer no minute
+	@pytest -q -m 'not slow' tests/engine
+
 .PHONY: molecule
 molecule: default pair ssh ## Run the tests in containers, for each of DISTROS
 

@@ -22,7 +22,7 @@ KNOWN_ARCHES = (
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 URL = re.compile(r"https?://[!-~]+")
-HOST = re.compile(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.%]+")
+HOST = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 HASH = re.compile(r"sha256=[0-9a-f]{64}|md5=[0-9a-f]{32}")
 MOST_JOBS = 256
 # A petabyte a second: more is a slip of the pen.
@@ -363,7 +363,7 @@ def _url(key: str, value: object, *, whole: bool = False) -> str:
         except ValueError:
             host, port = None, None
         extra = (parts.query or parts.fragment) if host and not whole else ""
-        if host and HOST.fullmatch(host) and port != 0 and not extra:
+        if host and HOST.fullmatch(parts.netloc.rpartition("@")[2]) and port != 0 and not extra:
             return value if whole else parts.geturl().rstrip("/")
     raise _wrong(
         key, _hidden(value),

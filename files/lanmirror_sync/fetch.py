@@ -13,6 +13,7 @@ import itertools
 import logging
 import math
 import queue
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -62,6 +63,10 @@ ABSENT = (400, 402, 403, 405, 406, 409, 451, 500, 501)
 DENIED = (401, 407)
 REFUSED = (403, 429)
 SERVER_ERROR = 500
+# Of libcurl: a loop of redirects, and what is no HTTP URL.
+NOWHERE = (pycurl.E_TOO_MANY_REDIRECTS, pycurl.E_UNSUPPORTED_PROTOCOL, pycurl.E_URL_MALFORMAT)
+# A `Retry-After` of more seconds makes no sense.
+LONGEST_WORD = 366 * 86400.0
 # Whole bytes that are not the right ones are fetched once more from the same place, and no oftener.
 MOST_WRONG = 2
 
@@ -480,8 +485,9 @@ class Fetcher:
                 sink.end(exchange)
             sink.close()
         except WrongError as wrong:
-            kind = FetchError if failure else WrongBytesError
-            return kind(f"{exchange.url}: {wrong}")
+            # What has no length, and no end of its own, may have been cut off.
+            told = exchange.headers.keys() & {"content-length", "transfer-encoding"}
+            return (WrongBytesError if told else FetchError)(f"{exchange.url}: {wrong}")
         return error
 
     def _refusal(self, job: _Job, exchange: Exchange, failure: Failure | None) -> FetchError | None:
@@ -498,8 +504,8 @@ class Fetcher:
             error = DeniedError(f"{answers}: the {whose} wants a user name and a password, or another one")
         elif status in REFUSED or status >= SERVER_ERROR:
             error = UnreachableError(answers)
-        elif failure and failure.code in (pycurl.E_TOO_MANY_REDIRECTS, pycurl.E_UNSUPPORTED_PROTOCOL):
-            error = FetchError(f"{url}: redirects in a loop, or to something else than HTTP ({failure.message})")
+        elif failure and failure.code in NOWHERE:
+            error = FetchError(f"{url}: leads, or redirects, to no place that can be asked ({failure.message})")
         # A sink that ends the transfer itself knows why.
         elif failure and failure.code != pycurl.E_WRITE_ERROR:
             error = UnreachableError(f"{url}: {'the transfer broke off: ' if status else ''}{failure.message}")
@@ -512,7 +518,9 @@ def _retry_after(value: str | None) -> float:
     """Return the seconds that a `Retry-After` asks for (RFC 9110, 10.2.3); 0 where there is none to read."""
     if value is None:
         return 0.0
-    if value.strip().isdecimal():
-        return float(value)
-    moment = http_date(value)
-    return 0.0 if moment is None else max(0.0, moment - time.time())
+    if re.fullmatch(r"\s*[0-9]{1,18}\s*", value):
+        wait = float(value)
+    else:
+        moment = http_date(value)
+        wait = 0.0 if moment is None else moment - time.time()
+    return wait if 0.0 < wait <= LONGEST_WORD else 0.0

@@ -170,7 +170,10 @@ class Memory:
         """Return a copy of the file in memory, as it was last committed; an empty one where there is none."""
         connection = sqlite3.connect(":memory:")
         if self._file.exists():
-            with contextlib.closing(sqlite3.connect(f"{self._file.absolute().as_uri()}?mode=ro", uri=True)) as there:
+            # Without a log beside it nobody is at work, and SQLite need not make one.
+            quiet = "" if self._file.with_name(f"{self._file.name}-wal").exists() else "&immutable=1"
+            address = f"{self._file.absolute().as_uri()}?mode=ro{quiet}"
+            with contextlib.closing(sqlite3.connect(address, uri=True)) as there:
                 try:
                     there.backup(connection)
                     if connection.execute("PRAGMA user_version").fetchone() == (VERSION,):

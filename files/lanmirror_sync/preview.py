@@ -58,7 +58,7 @@ class Preview:
                         self.report.crashes += [outcome.crash] if outcome.crash else []
                         self.report.fail(path, outcome.message)
         if self.report.asked and self.report.unreachable == self.report.asked:
-            raise UnreachableError("no index of the upstream can be reached; nothing was changed")
+            raise UnreachableError(f"no index of the upstream can be reached, nothing was changed: {self.report.first}")
         downloads = list(self._installers.all())
         for finding in sorted(findings, key=lambda finding: finding.subdir.path):
             yield self._line(finding)

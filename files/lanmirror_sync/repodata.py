@@ -29,6 +29,7 @@ VERSION = re.compile(rf"(?:[0-9]+!)?{_PART}(?:\+{_PART})?")
 LARGE_NUMBER = re.compile("[0-9]{19}")
 # Of a file name that has a version and a build.
 HYPHENS = 2
+LARGEST_NUMBER = (1 << 64) - 1
 # The end of the year 9999, in milliseconds.
 LAST_TIMESTAMP = 253_402_300_799_999
 # No archive is larger (1 TiB): one absurd size must not make a run find the disk too small.
@@ -401,8 +402,9 @@ def _check_fields(fields: _Fields, *, whole: bool) -> None:
         raise RepodataError(f"its version is {version[:80]!r}")
     if whole and (fields.build is None or fields.build_number is None):
         raise RepodataError("its record has no build, or no build_number")
-    if (fields.build_number or 0) < 0 or (fields.legacy_bz2_size or 0) < 0:
-        raise RepodataError(f"its build_number is {fields.build_number}, its legacy_bz2_size {fields.legacy_bz2_size}")
+    for key, number in (("build_number", fields.build_number), ("legacy_bz2_size", fields.legacy_bz2_size)):
+        if number is not None and not 0 <= number <= LARGEST_NUMBER:
+            raise RepodataError(f"its {key} is {number}")
     if fields.timestamp is not None and abs(fields.timestamp) > LAST_TIMESTAMP:
         raise RepodataError(f"its timestamp is {fields.timestamp}")
     if isinstance(fields.noarch, str) and fields.noarch not in ("generic", "python"):

@@ -89,6 +89,11 @@ class Report:
             log.error("%s: there are more failures, which are only counted", owner)
 
     @property
+    def first(self) -> str:
+        """The first failure; "" where there is none."""
+        return next((message for messages in self.failures.values() for message in messages), "")
+
+    @property
     def failed(self) -> int:
         """The number of failures."""
         return self.counts.total()

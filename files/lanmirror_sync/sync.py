@@ -112,7 +112,7 @@ class Run:
                 log.warning("still waiting for %s; the rest goes on meanwhile", ", ".join(late))
                 break
         if not self._survey.pending and self.report.asked and self.report.unreachable == self.report.asked:
-            raise UnreachableError("no index of the upstream can be reached; nothing was changed")
+            raise UnreachableError(f"no index of the upstream can be reached, nothing was changed: {self.report.first}")
 
     def _look(self, seconds: float) -> bool:
         """Take in what has been found out since the last time; return whether that is anything."""

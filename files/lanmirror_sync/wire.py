@@ -189,7 +189,8 @@ class Wire:
         self._multi.remove_handle(curl)
         self._idle.append(curl)
         exchange = self._busy.pop(curl)
-        exchange.found_at = curl.getinfo_raw(pycurl.EFFECTIVE_URL).decode("latin-1")
+        with contextlib.suppress(pycurl.error):  # of a transfer that failed it may tell of that again
+            exchange.found_at = curl.getinfo_raw(pycurl.EFFECTIVE_URL).decode("latin-1")
         return exchange
 
     def _handle(self) -> pycurl.Curl:

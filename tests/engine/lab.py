@@ -224,6 +224,11 @@ class Lab:
         data: dict[str, Any] = json.loads(body)
         return data
 
+    def repodata_of_upstream(self, subdir: str) -> dict[str, Any]:
+        """Return the index that the upstream has."""
+        data: dict[str, Any] = json.loads((self.tree / subdir / "repodata.json").read_bytes())
+        return data
+
     def size_of_its_own(self) -> int:
         """Return the bytes that the engine keeps in the mirror directory for itself: those below a dotted name."""
         total = 0

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from lanmirror_sync import __version__
+from lanmirror_sync.config import DEFAULTS, load, parse
 
 from tests.engine.lab import SCRIPT, Lab
 from tests.upstream import server
@@ -197,7 +199,7 @@ def script(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes
 def test_help_tells_the_exit_codes() -> None:
     run = script("--help", capture_output=True)
     assert run.returncode == 0
-    for code in range(6):
+    for code in (*range(6), 70):
         assert re.search(rf"^\s+{code}  \S", run.stdout.decode(), re.M), run.stdout.decode()
 
 
@@ -263,3 +265,10 @@ def test_an_old_python_is_told_so_in_one_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert run.returncode == 2
     assert run.stderr == f"anaconda_sync.py needs Python 3.11 or newer; this is Python 3.9 ({sys.executable})\n"
+
+
+def test_the_example_configuration_has_every_setting_with_its_default() -> None:
+    """For users without Ansible."""
+    file = SCRIPT.with_name("conda_mirror.example.yml")
+    assert yaml.safe_load(file.read_text()) == DEFAULTS
+    assert load(file, {}) == parse({}, {})

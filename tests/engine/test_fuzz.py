@@ -83,6 +83,7 @@ def values_replaced(data: bytes, dice: random.Random) -> bytes:
 DAMAGES: list[Callable[[bytes, random.Random], bytes]] = [damaged, values_replaced]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_reader_raises_one_kind_of_error_and_yields_only_names_of_files(
     lab: Lab, damage: Callable[[bytes, random.Random], bytes]
@@ -111,6 +112,7 @@ def test_the_reader_raises_one_kind_of_error_and_yields_only_names_of_files(
     assert read < count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [".zst", ".bz2"])
 def test_damaged_compression_is_one_kind_of_error(lab: Lab, form: str) -> None:
     good = (lab.tree / LINUX / "repodata.json").read_bytes()
@@ -126,6 +128,7 @@ def test_damaged_compression_is_one_kind_of_error(lab: Lab, form: str) -> None:
     assert failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_run_on_a_damaged_index_keeps_the_mirror_closed(
     lab: Lab, damage: Callable[[bytes, random.Random], bytes]

@@ -12,6 +12,8 @@ import pytest
 from tests.engine.lab import Lab
 from tests.upstream import channel
 
+pytestmark = pytest.mark.slow
+
 LINUX = "pkgs/main/linux-64"
 POINTS = 12
 

@@ -8,10 +8,14 @@ import random
 import threading
 from collections.abc import Iterator
 
+import pytest
+
 from tests.engine import outside
 from tests.engine.churn import Churn
 from tests.engine.lab import Lab
 from tests.upstream import channel
+
+pytestmark = pytest.mark.slow
 
 LINUX = "pkgs/main/linux-64"
 ROUNDS = 15

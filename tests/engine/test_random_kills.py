@@ -15,6 +15,8 @@ import pytest
 from tests.engine.churn import Churn
 from tests.engine.lab import Lab
 
+pytestmark = pytest.mark.slow
+
 KILLS = 200
 # In this many batches, so that one that fails says in which part, and xdist could share them out.
 BATCHES = 4

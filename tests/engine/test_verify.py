@@ -157,6 +157,7 @@ def test_a_round_that_was_broken_off_is_continued(lab: Lab) -> None:
     assert "noarch: to hash" not in finished.log, "that was done"
 
 
+@pytest.mark.slow
 def test_a_sync_at_work_is_not_disturbed(lab: Lab) -> None:
     lab.fault(f"*/{VICTIM}", stall=5.0, times=1)
     run = lab.start()

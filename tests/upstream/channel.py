@@ -130,13 +130,21 @@ def add_formats(subdir: Path) -> None:
     newest: dict[str, tuple[tuple[str, str], str, str]] = {}
     for section in ("packages", "packages.conda"):
         for name, record in repodata[section].items():
-            key = (record["version"], section)
-            if record["name"] not in newest or key > newest[record["name"]][0]:
-                newest[record["name"]] = (key, section, name)
+            # Tests make odd records, of which any field may be anything.
+            key, package = (str(record.get("version")), section), str(record.get("name"))
+            if package not in newest or key > newest[package][0]:
+                newest[package] = (key, section, name)
     current: dict[str, Any] = {**repodata, "packages": {}, "packages.conda": {}}
     for _, section, name in newest.values():
         current[section][name] = repodata[section][name]
     (subdir / "current_repodata.json").write_text(json.dumps(current))
+
+
+def pack(file: Path) -> None:
+    """Write the compressed forms of a `repodata.json`, whatever its bytes are."""
+    data = file.read_bytes()
+    file.with_name(f"{file.name}.zst").write_bytes(zstandard.compress(data, 3))
+    file.with_name(f"{file.name}.bz2").write_bytes(bz2.compress(data))
 
 
 def edit(subdir: Path, change: Mapping[str, Any] | None = None, /, **top: Any) -> None:

@@ -43,6 +43,7 @@ class Fault:
         endless: send bytes without end, announced without a length.
         ignore_ranges: answer a range request with the whole.
         times: how often; after that the file is served as it is.
+        method: of the requests that it happens to, a pattern as in `fnmatch`.
     """
 
     status: int | None = None
@@ -57,6 +58,7 @@ class Fault:
     endless: bool = False
     ignore_ranges: bool = False
     times: float = float("inf")
+    method: str = "*"
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,11 @@ class Upstream:
             if fnmatch.fnmatchcase(request.path, pattern) and fnmatch.fnmatchcase(request.method, method)
         ]
 
-    def take_fault(self, path: str) -> Fault:
+    def take_fault(self, path: str, method: str) -> Fault:
         """Return what is to go wrong with this request."""
         with self._lock:
             for pattern, fault in self.faults.items():
-                if fnmatch.fnmatchcase(path, pattern) and fault.times > 0:
+                if fnmatch.fnmatchcase(path, pattern) and fnmatch.fnmatchcase(method, fault.method) and fault.times > 0:
                     fault.times -= 1
                     return fault
         return Fault()
@@ -176,7 +178,7 @@ def _handler(upstream: Upstream) -> type[BaseHTTPRequestHandler]:
         def _answer(self) -> None:
             path = unquote(urlsplit(self.path).path)
             with upstream.counted(Request(self.command, path, dict(self.headers))):
-                fault = upstream.take_fault(path)
+                fault = upstream.take_fault(path, self.command)
                 if fault.drop:
                     self.close_connection = True
                     return
@@ -216,7 +218,7 @@ def _handler(upstream: Upstream) -> type[BaseHTTPRequestHandler]:
             known = asked.get("If-None-Match") == etag or (
                 "If-None-Match" not in asked and asked.get("If-Modified-Since") == headers["Last-Modified"]
             )
-            if known and fault == Fault(times=fault.times):
+            if known and fault == Fault(times=fault.times, method=fault.method):
                 self._send(HTTPStatus.NOT_MODIFIED, b"", headers, fault)
                 return
             part = RANGE.fullmatch(asked.get("Range", ""))

@@ -1,0 +1,339 @@
+"""Whole syncs from an upstream that answers at random: statuses, headers, forms, hangs, records, pages.
+
+Whatever it does, a run ends in time and without a traceback, says "in sync" only where the mirror has what the upstream
+has, and leaves no index that names what is not served. What its first line prints repeats a sequence:
+
+    LANMIRROR_FUZZ_SEED=7 LANMIRROR_FUZZ_SECONDS=600 pytest -s tests/engine/test_whole_fuzz.py
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from tests.engine.lab import Engine, Lab, laboratory
+from tests.engine.test_edges import READABLE, UNREADABLE
+from tests.upstream import channel, server
+
+pytestmark = pytest.mark.slow
+
+SECONDS = float(os.environ.get("LANMIRROR_FUZZ_SECONDS", "30"))
+SEED = int(os.environ.get("LANMIRROR_FUZZ_SEED", time.time_ns() % 1_000_000))
+# Runs from one upstream before it is laid out anew.
+RUNS = 6
+SUBDIRS = ("pkgs/main/linux-64", "pkgs/main/noarch", "cloud/conda-forge/linux-64", "cloud/conda-forge/noarch")
+STATUSES = (
+    200,
+    204,
+    206,
+    301,
+    302,
+    304,
+    400,
+    401,
+    403,
+    404,
+    405,
+    407,
+    408,
+    410,
+    416,
+    418,
+    429,
+    451,
+    500,
+    501,
+    502,
+    503,
+    504,
+    599,
+)
+TEXTS = (
+    "",
+    "0",
+    "-1",
+    "9" * 400,
+    "9" * 5000,
+    "gzip",
+    "bytes 0-1/2",
+    "bytes */5",
+    "\xff\xfe",
+    'W/"x"',
+    '"x"',
+    "http://[",
+    "/",
+    "Tue, 14 Nov 2023 22:13:20 +99999999999999999999",
+    "Tue, 14 Nov 2023 22:13:20 GMT",
+    "identity",
+    "close",
+    "text/html",
+)
+HEADERS = (
+    "ETag",
+    "Last-Modified",
+    "Content-Length",
+    "Content-Range",
+    "Content-Encoding",
+    "Content-Type",
+    "Retry-After",
+    "Location",
+    "Accept-Ranges",
+    "Connection",
+    "Transfer-Encoding",
+    "Date",
+    "Vary",
+)
+BODIES = (
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b"<html>no</html>",
+    b"\x28\xb5\x2f\xfd",
+    b"BZh9",
+    b"\x1f\x8b",
+    b'{"packages": 1}',
+    b'{"packages": {}, "packages.conda": {}}',
+    b"\xff" * 100,
+    zstandard.compress(b"{}"),
+    gzip.compress(b"{}"),
+)
+FIELDS: list[dict[str, Any]] = [
+    *UNREADABLE,
+    *READABLE,
+    {"sha256": "0" * 64},
+    {"size": 1},
+    {"name": "other"},
+    {"url": "http://x/y"},
+]
+
+
+class Chaos:
+    """Makes an upstream misbehave, each time in another way."""
+
+    def __init__(self, lab: Lab, dice: random.Random) -> None:
+        self._lab = lab
+        self._dice = dice
+        self._count = 0
+        # Packages of which a record was made odd, and may be left out.
+        self.odd: set[str] = set()
+        # What went on in the last step, for who has to understand a failure.
+        self.told: list[str] = []
+
+    def step(self) -> None:
+        """Change the upstream, and what goes wrong with it."""
+        self.told.clear()
+        self._lab.upstream.faults.clear()
+        for _ in range(self._dice.choice((0, 1, 1, 2, 4))):
+            pattern, fault = self._pattern(), self._fault()
+            self.told.append(f"{pattern}: {fault}"[:300])
+            self._lab.upstream.faults[pattern] = fault
+        for _ in range(self._dice.choice((0, 0, 1, 2))):
+            change: Callable[[], None] = self._dice.choice(
+                (self._new_package, self._odd_record, self._lost_package, self._lost_form, self._odd_info, self._shrunk)
+            )
+            self.told.append(change.__name__)
+            change()
+        self._lab.settings |= {
+            "jobs": self._dice.choice((1, 2, 4, 16)), "exclude": self._dice.choice(([], [], ["unwanted"], ["lib*"])),
+            "delete_grace_hours": self._dice.choice((0, 24)),
+        }  # fmt: skip
+
+    def heal(self) -> None:
+        """Let the upstream be well again: its faults are over, what it has is what it says."""
+        self._lab.upstream.faults.clear()
+
+    def _pattern(self) -> str:
+        names = (
+            "*.conda",
+            "*.tar.bz2",
+            "*.zst",
+            "*.bz2",
+            "*repodata*",
+            "*",
+            "*/lib000*",
+            "*/channeldata.json",
+            "*/repodata.json",
+            "/miniconda/*",
+            "*/noarch/*",
+            "/cloud/*",
+            "*/run_exports*",
+            "*/hello*",
+        )
+        name = self._dice.choice(names)
+        return (
+            f"/{self._dice.choice(SUBDIRS)}/{name[2:]}" if name.startswith("*/") and self._dice.random() < 0.5 else name
+        )
+
+    def _fault(self) -> server.Fault:
+        dice = self._dice
+        fault = server.Fault(times=dice.choice((1, 2, 5, float("inf"))), method=dice.choice(("*", "*", "GET", "HEAD")))
+        for _ in range(dice.choice((1, 1, 2))):
+            match dice.randrange(10):
+                case 0 | 1:
+                    fault.status = dice.choice(STATUSES)
+                case 2 | 3:
+                    header = dice.choice(HEADERS)
+                    fault.headers = {**fault.headers, header: dice.choice((None, *TEXTS))}
+                case 4:
+                    fault.body = dice.choice(BODIES)
+                case 5:
+                    fault.cut = dice.choice((0, 1, 50, 2000))
+                case 6:
+                    fault.corrupt = True
+                case 7:
+                    fault.drop = True
+                case 8:
+                    fault.stall, fault.stall_at = dice.choice((0.3, 3.0)), dice.choice((0, 10))
+                case 9:
+                    fault.length = dice.choice((0, 1, 10**5, 10**12))
+        return fault
+
+    def _index(self) -> Path:
+        return self._lab.tree / self._dice.choice(SUBDIRS)
+
+    def _edit(self, records: dict[str, Any] | None = None, **top: Any) -> None:
+        folder = self._index()
+        try:
+            channel.edit(folder, records, **top)
+        except (KeyError, ValueError, OSError):  # it was damaged already
+            shutil.copy2(self._lab.folder / "genuine" / folder.relative_to(self._lab.tree) / "repodata.json", folder)
+
+    def _new_package(self) -> None:
+        self._count += 1
+        folder = self._index()
+        spec = channel.Spec(f"fresh{self._count}", subdir=folder.name, files={"x": self._dice.randbytes(500)})
+        try:
+            channel.publish(folder.parent, spec)
+        except (KeyError, ValueError, OSError):
+            return
+
+    def _names(self, folder: Path) -> list[str]:
+        return sorted(file.name for file in folder.iterdir() if file.name.endswith((".conda", ".tar.bz2")))
+
+    def _odd_record(self) -> None:
+        folder = self._index()
+        names = self._names(folder)
+        if names:
+            name, fields = self._dice.choice(names), self._dice.choice(FIELDS)
+            self.told.append(f"{name}: {fields}")
+            self.odd.add(f"{folder.relative_to(self._lab.tree)}/{name}")
+            try:
+                channel.edit(folder, {name: fields})
+            except (KeyError, ValueError, OSError):
+                return
+
+    def _lost_package(self) -> None:
+        names = self._names(folder := self._index())
+        if names:
+            (folder / self._dice.choice(names)).unlink()
+
+    def _lost_form(self) -> None:
+        forms = sorted(self._index().glob("*repodata*"))
+        if len(forms) > 1:
+            self._dice.choice(forms).unlink()
+
+    def _odd_info(self) -> None:
+        values = (
+            "http://[",
+            "http://elsewhere.invalid/",
+            "\xe4",
+            5,
+            None,
+            {"base": "../x"},
+            ["../y"],
+            "../conda-forge",
+        )
+        key = self._dice.choice(("base_url", "channel_relations", "subdir", "x", "shards_base_url"))
+        self._edit(info={"subdir": "linux-64", key: self._dice.choice(values)})
+
+    def _shrunk(self) -> None:
+        self._edit(packages={}, **{"packages.conda": {}})
+
+
+@pytest.fixture
+def fresh(engine: Engine, built: Path, tmp_path: Path) -> Callable[[int], Iterator[Lab]]:
+    """Return what makes a lab for a sequence of runs."""
+
+    def make(number: int) -> Iterator[Lab]:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with laboratory(engine, built, folder) as lab:
+            lab.settings |= {
+                "repos": ["main"], "cloud": ["conda-forge/noarch", "conda-forge/linux-64"], "timeout_seconds": 0.5,
+                "retries": 1, "retry_wait_seconds": 0.02,
+                "installers": {"dists": ["miniconda"], "suffixes": ["Linux-x86_64.sh"]},
+            }  # fmt: skip
+            shutil.copytree(lab.tree, lab.folder / "genuine")
+            yield lab
+        shutil.rmtree(folder)
+
+    return make
+
+
+def lacking(lab: Lab, odd: set[str]) -> list[str]:
+    """Return the packages that each form of the upstream's indexes names, that are there, and not in the mirror's."""
+    found = []
+    for subdir in lab.subdirs:
+        plain = lab.tree / subdir / "repodata.json"
+        packed = plain.with_name("repodata.json.zst")
+        if packed.exists() and plain.exists() and zstandard.decompress(packed.read_bytes()) == plain.read_bytes():
+            missing = names(plain) - names(lab.mirror / subdir / "repodata.json")
+            found += [f"{subdir}/{name}" for name in missing if (lab.tree / subdir / name).exists()]
+    return [path for path in found if path not in odd]
+
+
+def names(file: Path) -> set[str]:
+    try:
+        data = json.loads(file.read_bytes())
+        return {*data.get("packages", {}), *data.get("packages.conda", {})}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return set()
+
+
+def test_whatever_an_upstream_does(fresh: Callable[[int], Iterator[Lab]]) -> None:
+    print(f"\nLANMIRROR_FUZZ_SEED={SEED} LANMIRROR_FUZZ_SECONDS={SECONDS:g}")
+    end, number, runs, codes = time.monotonic() + SECONDS, 0, 0, dict[int, int]()
+    while number == 0 or time.monotonic() < end:
+        dice = random.Random(SEED + number)
+        for lab in fresh(number):
+            chaos = Chaos(lab, dice)
+            for _ in range(RUNS):
+                if runs and time.monotonic() >= end:
+                    break
+                chaos.step()
+                arguments = dice.choice(
+                    ((), (), ("--delete",), ("--only", "pkgs/*"), ("--max-delete", "100"), ("--accept-older",))
+                )
+                run = lab.sync(*arguments)
+                runs += 1
+                codes[run.code] = codes.get(run.code, 0) + 1
+                context = f"seed {SEED}, sequence {number}: {chaos.told}\n{run.log}"
+                assert run.code in (0, 1, 4, 5), context
+                assert "fault of the program" not in run.log, context
+                assert lab.problems() == [], context
+                told = json.loads((lab.mirror / ".lanmirror/public/status.json").read_bytes())
+                assert told["run"]["result"] != "running", context
+                if run.code == 0 and "--only" not in arguments and not (lab.upstream.faults or lab.settings["exclude"]):
+                    assert lacking(lab, chaos.odd) == [], context
+                if dice.random() < 0.2:
+                    verify = lab.sync("verify", *dice.choice(((), ("--repair",))))
+                    assert verify.code in (0, 1), verify.log
+                    assert lab.problems() == [], verify.log
+            chaos.heal()
+            lab.settings |= {"exclude": [], "timeout_seconds": 5}
+            last = lab.sync("--max-delete", "100", "--accept-older")
+            assert last.code in (0, 1, 5), f"seed {SEED}, sequence {number}: {last.log}"
+            assert lab.problems() == []
+        number += 1
+    print(f"{runs} runs in {number} sequences, exit codes {dict(sorted(codes.items()))}")
