@@ -3,23 +3,32 @@
 Data goes one way through these modules:
 
     config     what is wanted: the YAML file, the environment, the command line
-    upstream   what the upstream has of a subdir: its index, asked for conditionally, checked, never older
+    mirror     what every part of a run works on: configuration, working directory, memory
+    upstream   what the upstream has of a subdir: its index, asked for conditionally, checked
     repodata   one upstream index, parsed once
-    installers what an upstream's installer page lists, and what of it is missing
+    installers what a page lists or a URL names, and what of it is missing
     plan       pure: an index and what is held -> what to fetch, to replace, to leave out, to delete
-    survey     every subdir: judged, planned
+    survey     every subdir: judged, planned; only looks
+    work       a subdir on its way from what was found to what is served
+      channeldata  the same for a channel's `channeldata.json`
+      wrongs   packages that are known to be wrong upstream
+      sweep    what goes: packages that no index names, and what is not configured any more
     fetch      requests and downloads: tried again, from the next place, resumed
+      answers  what comes of them, and the ways to fail
       wire     many HTTP exchanges at once (libcurl), and the rate limit
       hosts    pure: who is asked to wait, and who is given up
       sinks    where the bytes go: verified while they stream
     publish    the order in which what is served changes
       formats  every format of an index from one parse, with `shards` and `compress`
     store      the working directory: its lock, files that appear whole or not at all
-    memory     what is remembered: which files were verified, how each subdir stands, what is due to go
+    memory     what is remembered: which files were verified, what is due to go
+      standing how a subdir stands
     sync       a run: survey, fetch, publish, delete
+    preview    what a run would do
     verify     what is held is hashed again; `proof` holds the formats against each other
     status     status.json, mirrorz.json, metrics
     report     what a run did; `progress` shows how far it is
+    signals    a run that is asked to end does so in order
     cli        command line, log, exit codes
 """
 

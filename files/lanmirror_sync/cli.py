@@ -19,7 +19,7 @@ from lanmirror_sync.fetch import Fetcher
 from lanmirror_sync.memory import Memory
 from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.progress import PlainProgress, TerminalProgress, amount
-from lanmirror_sync.report import Report, discreet, in_words
+from lanmirror_sync.report import Report, discreet, in_words, is_everybodys
 from lanmirror_sync.store import LockedError, NoRoomError, Store
 from lanmirror_sync.upstream import begin_searches
 
@@ -162,6 +162,21 @@ def _set_up_log() -> PlainProgress | TerminalProgress:
     return TerminalProgress(console)
 
 
+def _prepare(store: Store) -> None:
+    """Make the working directory ready.
+
+    Raises:
+        ConfigError: it cannot be written.
+        OSError: the disk is full or broken.
+    """
+    try:
+        store.create()
+    except OSError as error:
+        if is_everybodys(error):
+            raise
+        raise ConfigError(f"working_dir cannot be used: {in_words(error)}") from error
+
+
 def _code(report: Report) -> int:
     return CRASHED if report.crashes else INCOMPLETE if report.failed else OK
 
@@ -184,7 +199,7 @@ def _sync(config: Config, arguments: argparse.Namespace, progress: PlainProgress
     """Run a sync, tell the outside, and log one line that sums it up."""
     store = Store(config.working_dir)
     began, started = time.time(), time.monotonic()
-    store.create()
+    _prepare(store)
     with store.locked(), Memory(store.memory_file) as memory, Fetcher(config, progress.received) as fetcher:
         mirror = Mirror(config, store, memory)
         searches = begin_searches(mirror, arguments.only, fetcher)
@@ -215,7 +230,7 @@ def _verify(config: Config, arguments: argparse.Namespace, progress: PlainProgre
     progress.verb = "hash"
     store = Store(config.working_dir)
     began, started = time.time(), time.monotonic()
-    store.create()
+    _prepare(store)
     with store.locked(), Memory(store.memory_file) as memory, Fetcher(config, progress.received) as fetcher:
         mirror = Mirror(config, store, memory)
         verification = Verification(mirror, fetcher, progress, repair=arguments.repair)

@@ -52,6 +52,7 @@ class PlainProgress:
     def received(self, owner: str, size: int) -> None:
         """See `report.Progress`."""
         self._received += size
+        self.tick()
 
     def done(self, owner: str) -> None:
         """See `report.Progress`."""

@@ -73,7 +73,6 @@ def test_a_base_url_that_is_none(two: Lab, base_url: Any) -> None:
     assert two.named(f"{FORGE}/repodata.json")
 
 
-@pytest.mark.parametrize("header", ["Last-Modified", "ETag"])
 @pytest.mark.parametrize(
     "value",
     [
@@ -88,10 +87,9 @@ def test_a_base_url_that_is_none(two: Lab, base_url: Any) -> None:
         "",
     ],
 )
-def test_a_validator_that_is_none_is_not_kept(two: Lab, header: str, value: str) -> None:
-    other = {"Last-Modified": "ETag", "ETag": "Last-Modified"}[header]
-    for pattern in (f"/{LINUX}/*", "/cloud/*"):
-        two.fault(pattern, headers={header: value, other: None})
+def test_a_validator_that_is_none_is_not_kept(two: Lab, value: str) -> None:
+    two.fault(f"/{LINUX}/*", headers={"Last-Modified": value, "ETag": None})
+    two.fault("/cloud/*", headers={"ETag": value, "Last-Modified": None})
     for _ in range(3):
         run = two.sync()
         assert run.code == 0, run.log
@@ -99,15 +97,15 @@ def test_a_validator_that_is_none_is_not_kept(two: Lab, header: str, value: str)
     two.check()
 
 
-@pytest.mark.parametrize("value", ["9" * 5000, "-1", "abc", "1e3", "\xb2", ""])
 @pytest.mark.parametrize(
     "header", ["Content-Length", "Content-Range", "Retry-After", "Content-Encoding", "Content-Type"]
 )
-def test_a_header_that_makes_no_sense(two: Lab, header: str, value: str) -> None:
+def test_a_header_that_makes_no_sense(two: Lab, header: str) -> None:
     status = {"Content-Range": 206, "Retry-After": 503}.get(header)
-    two.settings |= {"retries": 1, "timeout_seconds": 2}
-    for path in (f"/{LINUX}/{VICTIM}", f"/{LINUX}/current_repodata.json*"):
-        two.fault(path, status=status, headers={header: value}, times=1)
+    two.settings |= {"retries": 1, "timeout_seconds": 1}
+    for number, value in enumerate(("9" * 5000, "-1", "abc", "1e3", "\xb2", "")):
+        for path in (f"/{LINUX}/lib000{number}-*", f"/{LINUX}/current_repodata.json*"):
+            two.fault(path, status=status, headers={header: value}, times=1)
     run = two.sync()
     assert run.code in (0, 1), run.log
     assert two.named(f"{FORGE}/repodata.json")
@@ -118,21 +116,22 @@ NUMBERS = [b"9" * 5000, b"-" + b"9" * 5000, b"1" * 25, b"1e400", b"-1e400", b"0.
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number[:9].decode())
-@pytest.mark.parametrize("field", [b"timestamp", b"build_number", b"size", b"purls", b"legacy_bz2_size"])
-def test_an_absurd_number_in_one_record(two: Lab, field: bytes, number: bytes) -> None:
+def test_an_absurd_number_in_some_records(two: Lab, number: bytes) -> None:
     file = two.tree / LINUX / "repodata.json"
     data = json.loads(file.read_bytes())
-    data["packages.conda"][VICTIM][field.decode()] = "HERE"
+    fields = ("timestamp", "build_number", "size", "purls", "legacy_bz2_size")
+    odd = sorted(name for name in data["packages.conda"] if name.startswith("lib"))[: len(fields)]
+    for name, field in zip(odd, fields, strict=True):
+        data["packages.conda"][name][field] = "HERE"
     file.write_bytes(json.dumps(data).encode().replace(b'"HERE"', number))
     channel.pack(file)
-    run = two.sync()
-    assert run.code in (0, 1), run.log
-    named = two.check().named[f"{LINUX}/repodata.json"]
-    assert len(named) >= 13
-    assert VICTIM in run.log if run.code else VICTIM in named
-    assert two.named(f"{FORGE}/repodata.json")
-    again = two.sync()
-    assert again.code == run.code
+    for _ in range(2):
+        run = two.sync()
+        assert run.code == 1, run.log
+        named = two.check().named[f"{LINUX}/repodata.json"]
+        assert len(named) >= 14 - len(odd)
+        assert all(name in named or f"{name!r} is refused" in run.log for name in odd)
+        assert two.named(f"{FORGE}/repodata.json")
 
 
 @pytest.mark.parametrize("what", ["subdir", "package", "index", "shard", "partial", "public"])
