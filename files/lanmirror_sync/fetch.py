@@ -83,6 +83,7 @@ class _Job:
     optional: bool = False
     # Whether it need not be there: see `ABSENT`.
     spare: bool = False
+    most_wrong: int = MOST_WRONG
     place: int = 0
     tries: int = 0
     # Places that failed in this round of attempts; that lack it, or deny it; that sent wrong bytes, how often.
@@ -340,7 +341,7 @@ class Fetcher:
             self._big -= big
             self._finished.append(Done(download, sink.landed, error))
 
-        job = _Job(download.urls, "GET", sink, Validators(), finish)
+        job = _Job(download.urls, "GET", sink, Validators(), finish, most_wrong=1 if download.doubted else MOST_WRONG)
         self._open.add(job)
         return job
 
@@ -440,7 +441,7 @@ class Fetcher:
             job.wrong[job.place] += 1
             job.seen[job.place] = (Validators.of(exchange), number(exchange.headers.get("content-length", "")))
         job.denied |= isinstance(error, DeniedError)
-        for_good = missing or isinstance(error, DeniedError) or job.wrong[job.place] >= MOST_WRONG
+        for_good = missing or isinstance(error, DeniedError) or job.wrong[job.place] >= job.most_wrong
         (job.missing if for_good else job.tried).add(job.place)
         if not missing or job.error is None:
             job.error = error

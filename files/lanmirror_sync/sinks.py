@@ -52,7 +52,8 @@ class Download:
         name: the path below the working directory that it will have.
         urls: where it is to be had, the best first.
         partial: where it is collected.
-        target: where it goes once it is verified; on the same file system.
+        target: where it goes once it is verified.
+        doubted: whether it was wrong in the last run: if it is still, that is believed at once.
     """
 
     owner: str
@@ -61,6 +62,7 @@ class Download:
     expected: Expected
     partial: Path
     target: Path
+    doubted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,7 @@ class Work:
         refused: why records of the index are left out as faulty, a message each.
         unwritable: file names of records that cannot be written in every format.
         suspects: of the packages, the ones that were wrong the last time, until it is known whether they changed.
+        doubted: file names that were wrong the last time, suspects among them.
         failed: file name to the reason why a package could not be had.
         known_wrong: of these, the ones that were not asked for, being as wrong as the last time.
         accepted: of these, the ones whose absence the administrator accepted.
@@ -86,6 +87,7 @@ class Work:
     refused: list[str]
     unwritable: set[str] = field(default_factory=set)
     suspects: list[Suspect] = field(default_factory=list)
+    doubted: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     known_wrong: int = 0
     accepted: set[str] = field(default_factory=set)
@@ -148,8 +150,10 @@ class Desk:
         work = Work(finding, plan, beside, plan.files, refused, moved=time.monotonic())
         for name in self.wrongs.names(str(path)):
             package = work.wanted.get(name)
-            if package and (suspect := self.wrongs.suspect(str(path), name, package.digest)):
-                work.suspects.append(suspect)
+            if package and self.wrongs.doubted(str(path), name, package.digest):
+                work.doubted.add(name)
+                if suspect := self.wrongs.suspect(str(path), name, package.digest):
+                    work.suspects.append(suspect)
         return work
 
     def downloads(self, work: Work, *, big: bool) -> Iterator[Download]:
@@ -170,7 +174,7 @@ class Desk:
             str(work.path), name, tuple(f"{url}/{name}" for url in work.finding.urls),
             Expected(package.size, package.algorithm, package.digest),
             store.partial_path(path, package.digest),
-            store.staged_path(path) if name in work.replaced else store.path(path),
+            store.staged_path(path) if name in work.replaced else store.path(path), name in work.doubted,
         )  # fmt: skip
 
     def settled(self, work: Work, name: str, landed: Landed | None, error: FetchError | None) -> None:

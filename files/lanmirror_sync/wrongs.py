@@ -83,6 +83,10 @@ class Wrongs:
         prefix = f"{WRONG}{owner}/"
         return [key.removeprefix(prefix) for key in self._memory.keys(prefix)]
 
+    def doubted(self, owner: str, name: str, digest: str) -> bool:
+        """Tell whether a file was wrong in the last run."""
+        return self._memory.fact(f"{WRONG}{owner}/{name}").get("digest") == digest
+
     def suspect(self, owner: str, name: str, digest: str) -> Suspect | None:
         """Ask whether a file that was wrong has changed; None where another one is wanted by now."""
         fact = self._memory.fact(f"{WRONG}{owner}/{name}")
