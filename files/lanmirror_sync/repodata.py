@@ -8,6 +8,7 @@ the number of its Python objects. Formats: CEP 36 (`repodata.json`), CEP 15 (`ba
 from __future__ import annotations
 
 import codecs
+import functools
 import json
 import mmap
 import re
@@ -381,7 +382,7 @@ def _package(file_name: str, raw: Raw, names: dict[str, str]) -> Package:
     return Package(file_name, name, fields.size, "sha256" if sha256 else "md5", sha256 or md5)
 
 
-def _check_fields(fields: _Fields, *, whole: bool) -> None:
+def _check_fields(fields: _Fields, *, whole: bool) -> None:  # noqa: PLR0912 - one branch for each field
     """Refuse a record of which one field would keep some client from reading the index at all.
 
     Args:
@@ -391,26 +392,33 @@ def _check_fields(fields: _Fields, *, whole: bool) -> None:
     Raises:
         RepodataError: it has such a field.
     """
-    for algorithm, pattern, digest in (
-        ("sha256", SHA256, fields.sha256), ("md5", MD5, fields.md5), ("legacy_bz2_md5", MD5, fields.legacy_bz2_md5)
-    ):  # fmt: skip
-        if digest is not None and not pattern.fullmatch(digest.lower()):
-            raise RepodataError(f"its {algorithm} is {digest[:80]!r}")
-    version = fields.version
-    mixed = "_" in version and "-" in version
-    if (whole or version) and (mixed or not VERSION.fullmatch(version) or LARGE_NUMBER.search(version)):
-        raise RepodataError(f"its version is {version[:80]!r}")
+    if fields.sha256 is not None and not SHA256.fullmatch(fields.sha256.lower()):
+        raise RepodataError(f"its sha256 is {fields.sha256[:80]!r}")
+    if fields.md5 is not None and not MD5.fullmatch(fields.md5.lower()):
+        raise RepodataError(f"its md5 is {fields.md5[:80]!r}")
+    if fields.legacy_bz2_md5 is not None and not MD5.fullmatch(fields.legacy_bz2_md5.lower()):
+        raise RepodataError(f"its legacy_bz2_md5 is {fields.legacy_bz2_md5[:80]!r}")
+    if (whole or fields.version) and not _is_version(fields.version):
+        raise RepodataError(f"its version is {fields.version[:80]!r}")
     if whole and (fields.build is None or fields.build_number is None):
         raise RepodataError("its record has no build, or no build_number")
-    for key, number in (("build_number", fields.build_number), ("legacy_bz2_size", fields.legacy_bz2_size)):
-        if number is not None and not 0 <= number <= LARGEST_NUMBER:
-            raise RepodataError(f"its {key} is {number}")
+    if not 0 <= (fields.build_number or 0) <= LARGEST_NUMBER:
+        raise RepodataError(f"its build_number is {fields.build_number}")
+    if not 0 <= (fields.legacy_bz2_size or 0) <= LARGEST_NUMBER:
+        raise RepodataError(f"its legacy_bz2_size is {fields.legacy_bz2_size}")
     if fields.timestamp is not None and abs(fields.timestamp) > LAST_TIMESTAMP:
         raise RepodataError(f"its timestamp is {fields.timestamp}")
     if isinstance(fields.noarch, str) and fields.noarch not in ("generic", "python"):
         raise RepodataError(f"its noarch is {fields.noarch[:80]!r}")
-    if any(not purl.startswith("pkg:") for purl in fields.purls or ()):
+    if fields.purls and any(not purl.startswith("pkg:") for purl in fields.purls):
         raise RepodataError("one of its purls is none")
+
+
+@functools.lru_cache(1 << 14)
+def _is_version(version: str) -> bool:
+    """Tell whether every client reads a text as a version."""
+    mixed = "_" in version and "-" in version
+    return bool(not mixed and VERSION.fullmatch(version) and not LARGE_NUMBER.search(version))
 
 
 def _drop(sections: dict[str, dict[str, Raw]], wheels: dict[str, str], file_name: str) -> None:
