@@ -382,7 +382,7 @@ def _package(file_name: str, raw: Raw, names: dict[str, str]) -> Package:
     return Package(file_name, name, fields.size, "sha256" if sha256 else "md5", sha256 or md5)
 
 
-def _check_fields(fields: _Fields, *, whole: bool) -> None:  # noqa: PLR0912 - one branch for each field
+def _check_fields(fields: _Fields, *, whole: bool) -> None:
     """Refuse a record of which one field would keep some client from reading the index at all.
 
     Args:
