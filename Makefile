@@ -55,7 +55,14 @@ lint: $(VENV)/.made ## Check the style of everything
 
 .PHONY: unit
 unit: $(VENV)/.made ## Run the fast tests: engine, templates, specs
-	@pytest
+	@log=$$(mktemp)
+	pytest -m slow > "$$log" 2>&1 &
+	slow=$$! code=0
+	pytest -m 'not slow' || code=$$?
+	wait "$$slow" || code=$$?
+	cat "$$log"
+	rm "$$log"
+	exit "$$code"
 
 .PHONY: quick
 quick: $(VENV)/.made ## Run those that take a developer no minute

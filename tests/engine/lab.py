@@ -109,9 +109,9 @@ class Running:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
-    def wait(self) -> Finished:
-        """Wait until it ends; one that hangs or dies of a bug is a failed test."""
-        answer = self.engine.ask({"wait": self.pid, "timeout": PATIENCE})
+    def wait(self, patience: float = PATIENCE) -> Finished:
+        """Wait until it ends, so many seconds; one that hangs or dies of a bug is a failed test."""
+        answer = self.engine.ask({"wait": self.pid, "timeout": patience})
         if answer["code"] is None:
             os.kill(self.pid, signal.SIGUSR1)
             self.engine.ask({"wait": self.pid, "timeout": 1})
