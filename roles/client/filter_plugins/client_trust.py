@@ -1,4 +1,4 @@
-"""Root certificates for the trust store of a workstation, taken apart and checked before anything is written."""
+"""Split and check the root certificates for the trust store of a workstation, before anything is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PEM = re.compile(rf"{ssl.PEM_HEADER}\s[^-]+{ssl.PEM_FOOTER}")
 
 
 def _problem(pem: str) -> str | None:
-    """Say why a certificate is none to trust as a root, or None."""
+    """Say why a certificate cannot be trusted as a root, or return None."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(cadata=pem)
@@ -29,7 +29,7 @@ def _problem(pem: str) -> str | None:
 
 
 def client_ca_certificates(text: str) -> list[dict[str, str | None]]:
-    """Take the certificates of a PEM text apart: update-ca-certificates wants one to a file.
+    """Split a PEM text into certificates: update-ca-certificates wants one in each file.
 
     Returns:
         Mappings with `name` (the file's, from the certificate's sha256), `text` (of this certificate alone) and

@@ -471,10 +471,11 @@ def write_all(module: AnsibleModule, files: Sequence[dict[str, Any]], users: Seq
     if not module.check_mode:
         remember(memory, sorted({*users, *before_all}))
     for file in files:
-        path, user, after = Path(file["path"]), file["user"], file["content"]
+        name, user, after = file["key"], file["user"], file["content"]
         try:
             with acting_as(user):
                 path = locate(file["path"], user)
+                name = str(path)
                 before = read(path)
                 if before == after:
                     continue
@@ -484,11 +485,11 @@ def write_all(module: AnsibleModule, files: Sequence[dict[str, Any]], users: Seq
                     else:
                         write(path, after)
         except (OSError, KeyError, UnicodeDecodeError) as error:
-            problems.append(f"{path if str(path) != file['path'] else file['key']}: {reason(error)}")
+            problems.append(f"{name}: {reason(error)}")
             left |= {user} & {*before_all}
             continue
         changed = True
-        header = {"before_header": str(path), "after_header": str(path)}
+        header = {"before_header": name, "after_header": name}
         diffs.append({"before": hidden(before), "after": hidden(after), **header})
     changed = changed or (bool(memory) and sorted(before_all) != sorted(left))
     if not module.check_mode:
@@ -521,7 +522,9 @@ def main() -> None:
         module.exit_json(changed=False, users=find(files, memory), **who)
     elif state == "read":
         seen = users or (people() if who["root"] else [who["me"]])
-        module.exit_json(changed=False, files=[look_at(file) for file in files], **survey(seen, servers), **who)
+        # Without a server the settings only go out, whatever else counts.
+        beside = survey(seen if servers else [], servers)
+        module.exit_json(changed=False, files=[look_at(file) for file in files], **beside, **who)
     else:
         missing = [user for user in users if not exists(user)]
         done = {"hosts": (text_of(HOSTS) or "").splitlines(), "roots": [path.name for path in matches(ROOTS, None)]}
