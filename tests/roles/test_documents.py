@@ -64,6 +64,12 @@ def test_readme_shows_the_tree_as_it_is() -> None:
     assert there - named <= {"inventory"}
 
 
+@pytest.mark.parametrize("readme", READMES, ids=name)
+def test_readme_links_every_page(readme: Path) -> None:
+    linked = set(re.findall(r"\]\(docs/([\w-]+\.md)\)", readme.read_text()))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} == linked
+
+
 # ---- links and commands ---------------------------------------------------------------------------------------
 
 
