@@ -18,7 +18,7 @@ from lanmirror_sync import repodata, upstream
 from tests.engine.lab import Lab
 
 LINUX = "pkgs/main/linux-64"
-SECONDS = 6.0
+SECONDS = 3.0
 LEAST = 200
 # What readers of JSON and of names have stumbled over elsewhere.
 TOKENS = [

@@ -16,6 +16,8 @@ import zstandard
 from tests.engine.lab import Lab
 from tests.upstream import channel, server
 
+pytestmark = pytest.mark.slow
+
 LINUX = "pkgs/main/linux-64"
 NOARCH = "pkgs/main/noarch"
 MIB = 1 << 20
@@ -91,7 +93,6 @@ def test_one_package_that_stalls_holds_up_nothing_but_itself(lab: Lab) -> None:
     assert len(lab.check().named[f"{LINUX}/repodata.json"]) == 14
 
 
-@pytest.mark.slow
 def test_a_package_that_comes_late_is_published_in_the_same_run(lab: Lab) -> None:
     """New ones, and new bytes of a served name, which keeps its former record meanwhile."""
     lab.settings |= {"timeout_seconds": 60}

@@ -14,6 +14,8 @@ import pytest
 from tests.engine.lab import Lab
 from tests.upstream import channel, server
 
+pytestmark = pytest.mark.slow
+
 LINUX = "pkgs/main/linux-64"
 VICTIM = "lib0003-1.3-0.conda"
 

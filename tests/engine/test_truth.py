@@ -18,6 +18,8 @@ from lanmirror_sync.report import discreet
 from tests.engine.lab import FILES, SCRIPT, Lab
 from tests.upstream import channel
 
+pytestmark = pytest.mark.slow
+
 LINUX = "pkgs/main/linux-64"
 NOARCH = "pkgs/main/noarch"
 VICTIM = "lib0003-1.3-0.conda"

@@ -13,6 +13,8 @@ import pytest
 from tests.engine.lab import Lab
 from tests.upstream import channel
 
+pytestmark = pytest.mark.slow
+
 LINUX = "pkgs/main/linux-64"
 NOARCH = "pkgs/main/noarch"
 VICTIM = "lib0005-1.0-0.conda"
