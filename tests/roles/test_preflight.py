@@ -138,13 +138,20 @@ GROUP_VARS: dict[str, dict[str, Any]] = {
         "ansible_python_interpreter": sys.executable,
         # Nothing is changed, and all that is read may be read by anybody.
         "ansible_become": False,
-        "client_pypi_url": "http://mirror.lab.lan",
-        "client_conda_url": "http://mirror.lab.lan",
     },
     "pypi_cache": {},
     # However small the disk of who runs the tests is.
     "conda_mirror": {"conda_mirror_min_free_gib": 0},
     "clients": {},
+}
+
+
+# A machine that is off: nobody listens on this port.
+OFF: dict[str, Any] = {
+    "ansible_connection": "ssh",
+    "ansible_host": "127.0.0.1",
+    "ansible_port": 1,
+    "lanmirror_server_url": "http://off.lab.lan",
 }
 
 
@@ -180,30 +187,20 @@ def packed(rows: dict[str, Row]) -> list[list[str]]:
     return hosts
 
 
-def preflight(folder: Path, rows: dict[str, Row], **group_vars: dict[str, Any]) -> Run:
-    """Run playbooks/preflight.yml over an inventory of these rows."""
-    groups: dict[str, Any] = {
-        group: {"hosts": {}, "vars": {**variables, **group_vars.get(group, {})}}
-        for group, variables in GROUP_VARS.items()
-    }
-    hosts = {f"host{number}": names for number, names in enumerate(packed(rows))}
-    for host, names in hosts.items():
-        variables = {name: value for row in names for name, value in rows[row].variables.items()}
-        for group in {group for row in names for group in rows[row].group.split(",")}:
-            groups[group]["hosts"][host] = variables
-    inventory = folder / "hosts.yml"
-    inventory.write_text(yaml.safe_dump(groups, sort_keys=False))
+def preflight(folder: Path, inventory: dict[str, Any], *arguments: str) -> tuple[int, list[dict[str, Any]], str]:
+    """Run playbooks/preflight.yml; return its exit code, its plays as callback `json` has them, and its output."""
+    hosts = folder / "hosts.yml"
+    hosts.write_text(yaml.safe_dump(inventory, sort_keys=False))
 
-    def ansible(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def ansible(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "ansible", *arguments],
+            [sys.executable, "-m", "ansible", command[0], "-i", str(hosts), *command[1:]],
             cwd=ROOT,
             env={
                 **os.environ,
                 "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
                 "ANSIBLE_FORKS": "4",
                 # The hosts are all this machine: its facts are gathered once.
-                "ANSIBLE_GATHERING": "smart",
                 "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.jsonfile",
                 "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(folder / "facts"),
                 **environment,
@@ -213,35 +210,53 @@ def preflight(folder: Path, rows: dict[str, Row], **group_vars: dict[str, Any]) 
             check=False,
         )
 
-    gathered = ansible("adhoc", "-i", str(inventory), "-m", "ansible.builtin.setup", "host0")
+    gathered = ansible("adhoc", "-m", "ansible.builtin.setup", "host0")
     assert gathered.returncode == 0, gathered.stdout + gathered.stderr
     (cache,) = (folder / "facts").iterdir()
-    for host in hosts:
-        (folder / "facts" / host).write_bytes(cache.read_bytes())
-    done = ansible(
-        "playbook", "-i", str(inventory), "playbooks/preflight.yml", ANSIBLE_STDOUT_CALLBACK="ansible.posix.json"
-    )
+    for host in {host for group in inventory.values() for host in group["hosts"]} - {"host0"}:
+        cache.with_name(cache.name.replace("host0", host)).write_bytes(cache.read_bytes())
+    done = ansible("playbook", "playbooks/preflight.yml", *arguments, ANSIBLE_STDOUT_CALLBACK="ansible.posix.json")
     text = done.stdout + done.stderr
     assert "{" in done.stdout, text
-    plays = json.loads(done.stdout[done.stdout.index("{") :])["plays"]
-    failed = {
-        host: result["msg"]
-        for task in plays[-1]["tasks"]
-        for host, result in task["hosts"].items()
-        if result.get("failed")
-    }
-    messages = {row: failed.get(host, []) for host, names in hosts.items() for row in names}
-    return Run(done.returncode, messages, text)
+    return done.returncode, json.loads(done.stdout[done.stdout.index("{") :])["plays"], text
+
+
+def failures(tasks: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the messages of these tasks by host."""
+    found: dict[str, list[str]] = {}
+    for task in tasks:
+        for host, result in task["hosts"].items():
+            if result.get("failed"):
+                found[host] = result["msg"] if isinstance(result["msg"], list) else [result["msg"]]
+    return found
+
+
+def groups_of(rows: dict[str, Row], hosts: dict[str, list[str]]) -> dict[str, Any]:
+    """Return the inventory of these rows."""
+    groups: dict[str, Any] = {name: {"hosts": {}, "vars": variables} for name, variables in GROUP_VARS.items()}
+    for host, names in hosts.items():
+        variables = {name: value for row in names for name, value in rows[row].variables.items()}
+        for group in {group for row in names for group in rows[row].group.split(",")}:
+            groups[group]["hosts"][host] = variables
+    return groups
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Return the one run for all rows."""
-    return preflight(tmp_path_factory.mktemp("preflight"), {**ROWS, **RIGHT})
+    """Return the one run for all rows. A machine that does not answer is among them."""
+    rows = {**ROWS, **RIGHT}
+    hosts = {f"host{number}": names for number, names in enumerate(packed(rows))}
+    groups = groups_of(rows, hosts)
+    groups["clients"]["hosts"]["off"] = OFF
+    returncode, plays, text = preflight(tmp_path_factory.mktemp("preflight"), groups)
+    assert plays[-1]["play"]["name"] == "Stop if a variable of any host is wrong", failures(plays[-1]["tasks"])
+    failed = failures(plays[-1]["tasks"])
+    return Run(returncode, {row: failed.get(host, []) for host, names in hosts.items() for row in names}, text)
 
 
 def test_run_ends_with_an_error_and_shows_no_secret(run: Run) -> None:
-    assert run.returncode == 2
+    # 4 as well as 2: one machine is off.
+    assert run.returncode == 4
     assert SECRET not in run.text
 
 
@@ -263,3 +278,52 @@ def test_run_names_the_problems_of_all_roles(run: Run) -> None:
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_is_right_is_accepted(run: Run, name: str) -> None:
     assert run.messages[name] == []
+
+
+# ---- machines that do not answer, and administrators who cannot become root ------------------------------------
+
+
+def test_machines_that_are_off_stop_nobody_else(tmp_path: Path) -> None:
+    inventory = groups_of({"right": Row("pypi_cache,clients")}, {"host0": ["right"]})
+    inventory["pypi_replicas"] = {"hosts": {"off1": OFF | {"devpi_role": "replica"}}}
+    inventory["pypi_cache"]["children"] = {"pypi_replicas": {}}
+    inventory["conda_mirror"]["hosts"]["off2"] = OFF
+    inventory["clients"]["hosts"]["off3"] = OFF
+    returncode, plays, _ = preflight(tmp_path, inventory)
+    assert failures([task for play in plays for task in play["tasks"]]) == {}
+    assert returncode == 4
+    (kept,) = [task for play in plays for task in play["tasks"] if task["task"]["name"].startswith("Keep the names")]
+    assert kept["hosts"]["host0"]["ansible_facts"]["lanmirror_off"] == ["off1", "off2", "off3"]
+
+
+def test_primary_that_is_off_leaves_its_replica_alone(tmp_path: Path) -> None:
+    inventory = groups_of({"right": Row("clients")}, {"host1": ["right"]})
+    inventory["pypi_replicas"] = {"hosts": {"host0": {"devpi_role": "replica"}}}
+    inventory["pypi_cache"] |= {"hosts": {"off": OFF}, "children": {"pypi_replicas": {}}}
+    returncode, plays, _ = preflight(tmp_path, inventory)
+    assert failures([task for play in plays for task in play["tasks"]]) == {}
+    assert returncode == 4
+
+
+def test_missing_password_of_sudo_is_the_first_thing_that_is_said(tmp_path: Path) -> None:
+    inventory = groups_of(
+        {"right": Row("pypi_cache"), "other": Row("clients")}, {"host0": ["right"], "host1": ["other"]}
+    )
+    # What sudo does without a password to read.
+    sudo = tmp_path / "sudo"
+    sudo.write_text("#!/bin/sh\necho 'sudo: a password is required' >&2; exit 1\n")
+    sudo.chmod(0o755)
+    inventory["clients"]["hosts"]["host1"] = {
+        # To become oneself needs no sudo.
+        "ansible_become_user": "nobody",
+        "ansible_become": True,
+        "ansible_become_exe": str(sudo),
+    }
+    returncode, plays, _ = preflight(tmp_path, inventory)
+    assert returncode == 2
+    last = plays[-1]
+    assert last["play"]["name"] == "Reach every machine"
+    assert last["tasks"][0]["task"]["name"] == "Become root"
+    failed = failures(last["tasks"][1:])
+    assert list(failed) == ["host1"]
+    assert "-K (--ask-become-pass)" in failed["host1"][0]
