@@ -151,8 +151,8 @@ OFF: dict[str, Any] = {
     "ansible_connection": "ssh",
     "ansible_host": "127.0.0.1",
     "ansible_port": 1,
-    "lanmirror_server_url": "http://off.lab.lan",
 }
+OFF_SERVER = OFF | {"lanmirror_server_url": "http://off.lab.lan"}
 
 
 @dataclass(frozen=True)
@@ -285,9 +285,9 @@ def test_what_is_right_is_accepted(run: Run, name: str) -> None:
 
 def test_machines_that_are_off_stop_nobody_else(tmp_path: Path) -> None:
     inventory = groups_of({"right": Row("pypi_cache,clients")}, {"host0": ["right"]})
-    inventory["pypi_replicas"] = {"hosts": {"off1": OFF | {"devpi_role": "replica"}}}
+    inventory["pypi_replicas"] = {"hosts": {"off1": OFF_SERVER | {"devpi_role": "replica"}}}
     inventory["pypi_cache"]["children"] = {"pypi_replicas": {}}
-    inventory["conda_mirror"]["hosts"]["off2"] = OFF
+    inventory["conda_mirror"]["hosts"]["off2"] = OFF_SERVER
     inventory["clients"]["hosts"]["off3"] = OFF
     returncode, plays, _ = preflight(tmp_path, inventory)
     assert failures([task for play in plays for task in play["tasks"]]) == {}
@@ -299,7 +299,7 @@ def test_machines_that_are_off_stop_nobody_else(tmp_path: Path) -> None:
 def test_primary_that_is_off_leaves_its_replica_alone(tmp_path: Path) -> None:
     inventory = groups_of({"right": Row("clients")}, {"host1": ["right"]})
     inventory["pypi_replicas"] = {"hosts": {"host0": {"devpi_role": "replica"}}}
-    inventory["pypi_cache"] |= {"hosts": {"off": OFF}, "children": {"pypi_replicas": {}}}
+    inventory["pypi_cache"] |= {"hosts": {"off": OFF_SERVER}, "children": {"pypi_replicas": {}}}
     returncode, plays, _ = preflight(tmp_path, inventory)
     assert failures([task for play in plays for task in play["tasks"]]) == {}
     assert returncode == 4
