@@ -39,7 +39,6 @@ SHARED = {
     "lanmirror_other_variables",
     "lanmirror_pip_index_url",
     "lanmirror_remove",
-    "lanmirror_remove_data",
     "lanmirror_server_url",
     "lanmirror_tls",
 }

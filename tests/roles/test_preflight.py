@@ -187,35 +187,43 @@ def packed(rows: dict[str, Row]) -> list[list[str]]:
     return hosts
 
 
-def preflight(folder: Path, inventory: dict[str, Any], *arguments: str) -> tuple[int, list[dict[str, Any]], str]:
-    """Run playbooks/preflight.yml; return its exit code, its plays as callback `json` has them, and its output."""
-    hosts = folder / "hosts.yml"
-    hosts.write_text(yaml.safe_dump(inventory, sort_keys=False))
+def ansible(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of Ansible on the inventory of a folder; return its exit code and output."""
+    return subprocess.run(
+        [sys.executable, "-m", "ansible", command[0], "-i", str(folder / "hosts.yml"), *command[1:]],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_FORKS": "4",
+            "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.jsonfile",
+            "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(folder / "facts"),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
-    def ansible(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "ansible", command[0], "-i", str(hosts), *command[1:]],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-                "ANSIBLE_FORKS": "4",
-                # The hosts are all this machine: its facts are gathered once.
-                "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.jsonfile",
-                "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(folder / "facts"),
-                **environment,
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
 
-    gathered = ansible("adhoc", "-m", "ansible.builtin.setup", "host0")
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the facts of this machine, which all hosts are, as Ansible keeps them: gathered once for all tests."""
+    folder = tmp_path_factory.mktemp("facts")
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": {"host0": {}}, "vars": GROUP_VARS["all"]}}))
+    gathered = ansible(folder, "adhoc", "-m", "ansible.builtin.setup", "host0")
     assert gathered.returncode == 0, gathered.stdout + gathered.stderr
     (cache,) = (folder / "facts").iterdir()
-    for host in {host for group in inventory.values() for host in group["hosts"]} - {"host0"}:
-        cache.with_name(cache.name.replace("host0", host)).write_bytes(cache.read_bytes())
-    done = ansible("playbook", "playbooks/preflight.yml", *arguments, ANSIBLE_STDOUT_CALLBACK="ansible.posix.json")
+    return cache
+
+
+def preflight(folder: Path, facts: Path, inventory: dict[str, Any]) -> tuple[int, list[dict[str, Any]], str]:
+    """Run playbooks/preflight.yml; return its exit code, its plays as callback `json` has them, and its output."""
+    (folder / "hosts.yml").write_text(yaml.safe_dump(inventory, sort_keys=False))
+    (folder / "facts").mkdir()
+    for host in {host for group in inventory.values() for host in group["hosts"]}:
+        (folder / "facts" / facts.name.replace("host0", host)).write_bytes(facts.read_bytes())
+    done = ansible(folder, "playbook", "playbooks/preflight.yml", ANSIBLE_STDOUT_CALLBACK="ansible.posix.json")
     text = done.stdout + done.stderr
     assert "{" in done.stdout, text
     return done.returncode, json.loads(done.stdout[done.stdout.index("{") :])["plays"], text
@@ -242,13 +250,13 @@ def groups_of(rows: dict[str, Row], hosts: dict[str, list[str]]) -> dict[str, An
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, facts: Path) -> Run:
     """Return the one run for all rows. A machine that does not answer is among them."""
     rows = {**ROWS, **RIGHT}
     hosts = {f"host{number}": names for number, names in enumerate(packed(rows))}
     groups = groups_of(rows, hosts)
     groups["clients"]["hosts"]["off"] = OFF
-    returncode, plays, text = preflight(tmp_path_factory.mktemp("preflight"), groups)
+    returncode, plays, text = preflight(tmp_path_factory.mktemp("preflight"), facts, groups)
     assert plays[-1]["play"]["name"] == "Stop if a variable of any host is wrong", failures(plays[-1]["tasks"])
     failed = failures(plays[-1]["tasks"])
     return Run(returncode, {row: failed.get(host, []) for host, names in hosts.items() for row in names}, text)
@@ -283,29 +291,29 @@ def test_what_is_right_is_accepted(run: Run, name: str) -> None:
 # ---- machines that do not answer, and administrators who cannot become root ------------------------------------
 
 
-def test_machines_that_are_off_stop_nobody_else(tmp_path: Path) -> None:
+def test_machines_that_are_off_stop_nobody_else(tmp_path: Path, facts: Path) -> None:
     inventory = groups_of({"right": Row("pypi_cache,clients")}, {"host0": ["right"]})
     inventory["pypi_replicas"] = {"hosts": {"off1": OFF_SERVER | {"devpi_role": "replica"}}}
     inventory["pypi_cache"]["children"] = {"pypi_replicas": {}}
     inventory["conda_mirror"]["hosts"]["off2"] = OFF_SERVER
     inventory["clients"]["hosts"]["off3"] = OFF
-    returncode, plays, _ = preflight(tmp_path, inventory)
+    returncode, plays, _ = preflight(tmp_path, facts, inventory)
     assert failures([task for play in plays for task in play["tasks"]]) == {}
     assert returncode == 4
     (kept,) = [task for play in plays for task in play["tasks"] if task["task"]["name"].startswith("Keep the names")]
     assert kept["hosts"]["host0"]["ansible_facts"]["lanmirror_off"] == ["off1", "off2", "off3"]
 
 
-def test_primary_that_is_off_leaves_its_replica_alone(tmp_path: Path) -> None:
+def test_primary_that_is_off_leaves_its_replica_alone(tmp_path: Path, facts: Path) -> None:
     inventory = groups_of({"right": Row("clients")}, {"host1": ["right"]})
     inventory["pypi_replicas"] = {"hosts": {"host0": {"devpi_role": "replica"}}}
     inventory["pypi_cache"] |= {"hosts": {"off": OFF_SERVER}, "children": {"pypi_replicas": {}}}
-    returncode, plays, _ = preflight(tmp_path, inventory)
+    returncode, plays, _ = preflight(tmp_path, facts, inventory)
     assert failures([task for play in plays for task in play["tasks"]]) == {}
     assert returncode == 4
 
 
-def test_missing_password_of_sudo_is_the_first_thing_that_is_said(tmp_path: Path) -> None:
+def test_missing_password_of_sudo_is_the_first_thing_that_is_said(tmp_path: Path, facts: Path) -> None:
     inventory = groups_of(
         {"right": Row("pypi_cache"), "other": Row("clients")}, {"host0": ["right"], "host1": ["other"]}
     )
@@ -319,7 +327,7 @@ def test_missing_password_of_sudo_is_the_first_thing_that_is_said(tmp_path: Path
         "ansible_become": True,
         "ansible_become_exe": str(sudo),
     }
-    returncode, plays, _ = preflight(tmp_path, inventory)
+    returncode, plays, _ = preflight(tmp_path, facts, inventory)
     assert returncode == 2
     last = plays[-1]
     assert last["play"]["name"] == "Reach every machine"
