@@ -335,3 +335,13 @@ def test_missing_password_of_sudo_is_the_first_thing_that_is_said(tmp_path: Path
     failed = failures(last["tasks"][1:])
     assert list(failed) == ["host1"]
     assert "-K (--ask-become-pass)" in failed["host1"][0]
+
+
+@pytest.mark.parametrize("given", [(), ("-e", "lanmirror_remove=everything")])
+def test_removal_needs_a_word_for_what_goes(tmp_path: Path, given: tuple[str, ...]) -> None:
+    inventory = groups_of({"right": Row("pypi_cache")}, {"host0": ["right"]})
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    done = ansible(tmp_path, "playbook", "playbooks/remove.yml", *given)
+    assert done.returncode == 2
+    assert "allowed are all, pypi_cache, conda_mirror, clients" in done.stdout
+    assert "Reach every machine" not in done.stdout
