@@ -51,16 +51,15 @@ OURS = {
     "lanmirror_problems",
     "lanmirror_reached",
 }
-RENAMED = {
-    "client_server_url": "lanmirror_server_url, or client_pypi_url and client_conda_url for another server's",
-    "client_server_address": "client_addresses: {name: address}",
-}
+# Names that were ours once: their roles refuse them, and name the new ones.
+RENAMED = {"client_server_url", "client_server_address"}
 # How many hosts of a list a message names.
 SHOWN = 3
 
 DOCUMENTATION = [ip_network(net) for net in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")]
 _URL = re.compile(r"https?://([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?/?")
-
+# A channel, maybe with a label; the check of role client refuses all else.
+_CHANNEL = re.compile(r"[A-Za-z0-9][\w.-]*(/label/[\w.-]+)?")
 HIGHEST_PORT = 65535
 
 Hostvars = Mapping[str, Mapping[str, Any]]
@@ -338,18 +337,17 @@ def _of_groups(hostvars: Hostvars, groups: Groups) -> list[str]:
 def _of_names(hostvars: Hostvars, hosts: Sequence[str]) -> list[str]:
     """Return the variables that carry one of our prefixes, and that nothing reads."""
     known = {*DEFAULTS, *_options(), *SHARED}
+    other = {*known, *OURS, *RENAMED}
     wrong: dict[str, list[str]] = {}
     for host in hosts:
         theirs = _list(hostvars[host], "lanmirror_other_variables")
         for name in map(str, hostvars[host]):
-            if name.startswith(PREFIXES) and name not in {*known, *OURS, *theirs}:
+            if name.startswith(PREFIXES) and name not in {*other, *theirs}:
                 wrong.setdefault(name, []).append(host)
     found = []
     for name, where in sorted(wrong.items()):
         near = _nearest(name, known)
-        if name in RENAMED:
-            hint = f"it is now {RENAMED[name]}"
-        elif near:
+        if near:
             hint = f"did you mean {near}?"
         else:
             hint = (
@@ -443,7 +441,7 @@ def _of_client(hostvars: Hostvars, groups: Groups, name: str) -> list[str]:
         f"it has {', '.join(there) or 'none'}"
         for variable, (of_server, there) in held.items()
         if host.get(variable) is not None
-        and (missing := [entry for entry in _list(host, variable) if entry not in there])
+        and (missing := [name for name in _list(host, variable) if _CHANNEL.fullmatch(name) and name not in there])
     ]
 
 

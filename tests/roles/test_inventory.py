@@ -221,7 +221,6 @@ def test_closing_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (one(devpi_prot=4000), ["devpi_prot (set for mirror)", "did you mean devpi_port?"]),
         (one(lanmirror_server_ur="http://m.lan"), ["lanmirror_server_ur ", f"did you mean {URL}?"]),
         (one(nginx_of_another_role=[]), ["nginx_of_another_role", "lanmirror_other_variables"]),
-        (one(client_server_url="http://m.lan"), ["client_server_url", f"it is now {URL}"]),
         (
             {**TWO, "clients": {f"ws{n}": {"client_usres": []} for n in range(5)}},
             ["client_usres (set for ws0, ws1, ws2 and 2 more)", "did you mean client_users?"],
@@ -248,7 +247,8 @@ def test_contradiction_gets_one_message(groups: Groups, words: list[str]) -> Non
         one(nginx_of_another_role=[], lanmirror_other_variables=["nginx_of_another_role"]),
         # A server that is set up from itself, with nobody else to reach it.
         {"pypi_cache": {"m": {"ansible_host": "127.0.0.1"}}, "clients": {"m": {}}},
-        # What role nginx refuses with a better message.
+        # What the roles refuse with a better message.
+        {**TWO, "clients": {"ws": {"client_server_url": "http://m.lan", "client_conda_channels": ["a/noarch"]}}},
         one(nginx_port="http", lanmirror_server_url="http://m.lan"),
     ],
 )

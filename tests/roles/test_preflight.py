@@ -76,7 +76,7 @@ ROWS: dict[str, Row] = {
     "nginx-port-high": pypi("nginx_port", "65536", "1 to 65535", nginx_port=65536),
     "nginx-port-word": pypi("nginx_port", "http", nginx_port="http"),
     "nginx-tls-word": pypi("nginx_tls", "tls", "none, own, site_ca", nginx_tls="tls"),
-    "nginx-tls-ports": pypi("nginx_tls_port and nginx_port are both 80", nginx_tls="site_ca", nginx_tls_port=80),
+    "nginx-tls-ports": pypi("nginx_tls_port and nginx_port are both 18080", nginx_tls="site_ca", nginx_tls_port=18080),
     "nginx-tls-name": pypi("nginx_tls_names", '"*.lab"', "neither", nginx_tls="site_ca", nginx_tls_names=["*.lab"]),
     "nginx-tls-own": pypi(
         "nginx_tls_certificate", "absolute path", nginx_tls="own", nginx_tls_names=["mirror.lab.lan"]
@@ -138,8 +138,11 @@ GROUP_VARS: dict[str, dict[str, Any]] = {
         "ansible_python_interpreter": sys.executable,
         # Nothing is changed, and all that is read may be read by anybody.
         "ansible_become": False,
+        # Whatever this machine serves on the usual ones.
+        "nginx_port": 18080,
+        "nginx_tls_port": 18443,
     },
-    "pypi_cache": {},
+    "pypi_cache": {"devpi_port": 31410},
     # However small the disk of who runs the tests is.
     "conda_mirror": {"conda_mirror_min_free_gib": 0},
     "clients": {},
