@@ -155,7 +155,7 @@ OFF: dict[str, Any] = {
     "ansible_host": "127.0.0.1",
     "ansible_port": 1,
 }
-OFF_SERVER = OFF | {"lanmirror_server_url": "http://off.lab.lan"}
+OFF_SERVER = OFF | {"lanmirror_server_url": "http://off.lab.lan:18080"}
 
 
 @dataclass(frozen=True)
