@@ -7,6 +7,7 @@ Sources: RFC 5737 and RFC 3849 (addresses for documentation), RFC 3986, 3.2.2 (h
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -246,6 +247,42 @@ def tls_names(hostvars: Hostvars, groups: Groups, name: str) -> list[str]:
     return list(dict.fromkeys([site(hostvars, name).host, *names]))
 
 
+def peers(hostvars: Hostvars, groups: Groups, asked: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return the other servers of a PyPI cache as role devpi wants them in devpi_peers.
+
+    Args:
+        hostvars: with the facts of the other servers.
+        groups: those of the inventory.
+        asked: for each other server, the result of a loop over their names that reads their root certificate. One that
+            did not answer, or whose facts are not known, is left out.
+    """
+    found = []
+    for result in asked:
+        name = str(result["item"])
+        host = hostvars[name]
+        facts: Mapping[str, Any] = host.get("ansible_facts") or {}
+        if result.get("unreachable") or "default_ipv4" not in facts:
+            continue
+        routes = [(facts.get(kind) or {}).get("address") for kind in ("default_ipv4", "default_ipv6")]
+        address = next((str(text) for text in (_text(host, "devpi_address"), *routes) if text), "")
+        tls = _text(host, "nginx_tls")
+        port = _text(host, "nginx_port" if tls == "none" else "nginx_tls_port")
+        names = [entry for entry in tls_names(hostvars, groups, name) if _address(str(entry)) is None]
+        found.append(
+            {
+                "name": name,
+                "role": _text(host, "devpi_role"),
+                "url": f"http{'s' * (tls != 'none')}://{f'[{address}]' if ':' in address else address}:{port}",
+                # The site's own authority always signs for the server's own name.
+                "tls_name": {"none": "", "site_ca": str(facts.get("hostname", "")).lower()}.get(
+                    tls, "".join(names[:1])
+                ),
+                "ca": base64.b64decode(result.get("content") or "").decode(),
+            }
+        )
+    return found
+
+
 # ---- what a run says at its end -----------------------------------------------------------------------------------
 
 
@@ -465,6 +502,7 @@ class FilterModule:
         return {
             "lanmirror_problems": problems,
             "lanmirror_client": client,
+            "lanmirror_peers": peers,
             "lanmirror_tls_names": tls_names,
             "lanmirror_conda_there": conda_there,
             "lanmirror_summary": summary,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from playbooks.filter_plugins import lanmirror_inventory as inventory
-from tests.roles.render import ROOT
+from tests.roles.render import ROOT, evaluate
 
 URL = "lanmirror_server_url"
 
@@ -45,6 +46,69 @@ def one(**variables: Any) -> Groups:
 
 def client(groups: Groups, **everywhere: Any) -> dict[str, Any]:
     return inventory.client(*read(groups, **everywhere), "ws")
+
+
+# ---- the servers of one PyPI cache -------------------------------------------------------------------------------
+
+FACTS = {"default_ipv4": {"address": "10.0.0.1"}, "default_ipv6": {}, "hostname": "Mirror"}
+
+
+def peers(result: dict[str, Any] | None = None, **variables: Any) -> list[dict[str, str]]:
+    """Return what role devpi is told of one other server with these variables."""
+    hostvars, groups = read({"pypi_cache": {"mirror": {"ansible_facts": FACTS, **variables}, "other": {}}})
+    return inventory.peers(hostvars, groups, [{"item": "mirror", **(result or {})}])
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({}, {"role": "primary", "url": "http://10.0.0.1:80", "tls_name": "", "ca": ""}),
+        ({"devpi_role": "replica", "nginx_port": "8080"}, {"role": "replica", "url": "http://10.0.0.1:8080"}),
+        ({"devpi_address": "2001:db8::1"}, {"url": "http://[2001:db8::1]:80"}),
+        ({"devpi_address": "10.9.9.9"}, {"url": "http://10.9.9.9:80"}),
+        (
+            {"ansible_facts": {**FACTS, "default_ipv4": {}, "default_ipv6": {"address": "fd00::1"}}},
+            {"url": "http://[fd00::1]:80"},
+        ),
+        ({"ansible_facts": {**FACTS, "default_ipv4": {}}}, {"url": "http://:80"}),
+        ({"nginx_tls": "site_ca"}, {"url": "https://10.0.0.1:443", "tls_name": "mirror"}),
+        (
+            {"nginx_tls": "own", "nginx_tls_port": 8443, "nginx_tls_names": ["10.0.0.1", "fd00::1", "mirror.lab.lan"]},
+            {"url": "https://10.0.0.1:8443", "tls_name": "mirror.lab.lan"},
+        ),
+        # Nobody set the names: they follow from how workstations reach the server.
+        ({"nginx_tls": "own", URL: "https://pypi.lab.lan"}, {"tls_name": "pypi.lab.lan"}),
+        ({"nginx_tls": "own", "nginx_tls_names": ["10.0.0.1"]}, {"tls_name": ""}),
+    ],
+)
+def test_servers_of_one_cache_know_each_other(variables: dict[str, Any], wanted: dict[str, str]) -> None:
+    (peer,) = peers(**variables)
+    assert peer["name"] == "mirror"
+    assert {key: peer[key] for key in wanted} == wanted
+
+
+def test_root_certificate_of_a_server_goes_to_the_others() -> None:
+    (peer,) = peers({"content": base64.b64encode(b"a root").decode()}, nginx_tls="site_ca")
+    assert peer["ca"] == "a root"
+
+
+def test_server_that_is_off_is_left_out() -> None:
+    assert peers({"unreachable": True}) == []
+    assert peers(ansible_facts={}) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "role", "path"),
+    [
+        ("playbooks/tasks/pypi_peers.yml", "nginx", "{{ __nginx_tls_dir }}/ca.pem"),
+        ("playbooks/clients.yml", "nginx", "{{ __nginx_tls_dir }}/ca.pem"),
+        ("playbooks/tasks/pypi_secrets.yml", "devpi", "{{ __devpi_secret_file }}"),
+        ("playbooks/tasks/pypi_secrets.yml", "devpi", "{{ __devpi_root_password_file }}"),
+        ("roles/devpi/vars/main.yml", "nginx", "{{ __nginx_sites_dir }}/listen.conf"),
+    ],
+)
+def test_paths_of_a_role_are_those_that_others_read(file: str, role: str, path: str) -> None:
+    assert str(evaluate(role, path)) in (ROOT / file).read_text()
 
 
 # ---- what is derived ---------------------------------------------------------------------------------------------
