@@ -188,6 +188,14 @@ def test_schedule_that_cron_refuses_is_refused(field: str, value: str, good: boo
         assert f"conda_mirror_cron_{field} is '{value}'; allowed: *, or numbers from 0 to " in message
 
 
+def test_key_of_the_installers_that_is_not_set_has_its_default(tmp_path: Path) -> None:
+    some: dict[str, Any] = {"conda_mirror_installers": {"suffixes": [".sh"]}}
+    assert refusals(**some) == []
+    config = load(written(tmp_path, **some), {})
+    assert (config.dists, config.suffixes) == (("miniconda", "archive"), (".sh",))
+    assert '<a href="/anaconda/archive/">' in render("conda_mirror", "portal.html.j2", **some)
+
+
 def mirror(folder: Path) -> Path:
     """Make a folder with something of a mirror in it."""
     (folder / "pkgs/main/noarch").mkdir(parents=True)
