@@ -170,6 +170,10 @@ def site_files(folder: Path, **variables: Any) -> dict[str, str]:
     files = {
         "nginx.conf": render("nginx", "nginx.conf.j2", **variables),
         "conf.d/lanmirror.conf": render("nginx", "lanmirror.conf.j2", **variables),
+        **{
+            f"lanmirror/{name}": render("nginx", f"{name}.j2", **variables)
+            for name in ("server.conf", "log.conf", "inner.conf")
+        },
         "lanmirror/devpi/http.conf": render("devpi", "devpi-http.conf.j2", **variables),
         "lanmirror/devpi/locations.conf": render("devpi", "devpi-locations.conf.j2", **variables),
     }

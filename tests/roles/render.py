@@ -10,11 +10,15 @@ from typing import Any
 
 import yaml
 from ansible.parsing.dataloader import DataLoader  # type: ignore[import-untyped]  # it ships no types
-from ansible.plugins.loader import filter_loader  # type: ignore[import-untyped]  # it ships no types
+from ansible.plugins.loader import (  # type: ignore[import-untyped]  # it ships no types
+    filter_loader,
+    init_plugin_loader,
+)
 from ansible.template import Templar, trust_as_template  # type: ignore[import-untyped]  # it ships no types
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROLES = sorted(path.parent.parent.name for path in ROOT.glob("roles/*/tasks/main.yml"))
+init_plugin_loader()
 for folder in ROOT.glob("roles/*/filter_plugins"):
     filter_loader.add_directory(str(folder))
 FACTS = {
@@ -68,6 +72,7 @@ def evaluate(role: str, text: str, **variables: Any) -> Any:
     """Return what a template text comes out as, with the role's variables and those given here."""
     known = {
         "ansible_facts": FACTS,
+        "role_path": str(ROOT / "roles" / role),
         "ansible_managed": "Ansible managed",
         "inventory_hostname": "server",
         "ansible_check_mode": False,

@@ -44,11 +44,6 @@ def test_order_of_facts_makes_no_difference() -> None:
     assert names.tls_names(["b", "a"], SITE) == names.tls_names(["a", "b", "a"], turned)
 
 
-@pytest.mark.parametrize("bad", ["http://mirror", "mirror:443", "*.lab.lan", "a b", "", "a..b", "-a", "192.0.2.10/24"])
-def test_what_is_no_name(bad: str) -> None:
-    assert names.tls_bad_names(["mirror.lab.lan", "192.0.2.10", "::1", "[::1]", "MIRROR", bad]) == [bad]
-
-
 # ---- what Nginx is told ------------------------------------------------------------------------------------
 
 
@@ -66,7 +61,8 @@ def test_with_tls_plain_http_redirects_to_the_port_of_https() -> None:
     assert "return 308 https://$host$request_uri;" in redirect
     assert "location = /lanmirror-ca.crt" in redirect
     assert "listen 443 ssl default_server;" in site
-    assert "ssl_certificate /etc/lanmirror/tls/server.pem;" in text
+    assert "include /etc/nginx/lanmirror/tls.conf;" in site
+    assert "ssl_certificate /etc/lanmirror/tls/server.pem;" in render("nginx", "tls.conf.j2", nginx_tls="site_ca")
     assert "listen 443 ssl;" in render("nginx", "listen.conf.j2", nginx_tls="site_ca")
     other = render("nginx", "lanmirror.conf.j2", nginx_tls="site_ca", nginx_tls_port=8443)
     assert "return 308 https://$host:8443$request_uri;" in other
@@ -74,10 +70,10 @@ def test_with_tls_plain_http_redirects_to_the_port_of_https() -> None:
 
 def test_another_certificate_of_your_own_under_the_same_path_changes_the_configuration() -> None:
     own = {"nginx_tls": "own", "nginx_tls_certificate": "/a.pem", "nginx_tls_key": "/a.key"}
-    texts = [render("nginx", "lanmirror.conf.j2", **own, __nginx_own_certificate={"fingerprint": f}) for f in "ab"]
+    texts = [render("nginx", "tls.conf.j2", **own, __nginx_own_certificate={"fingerprint": f}) for f in "ab"]
     assert texts[0] != texts[1]
     assert "ssl_certificate /a.pem;\nssl_certificate_key /a.key;" in texts[0]
-    assert "lanmirror-ca.crt" not in texts[0]
+    assert "lanmirror-ca.crt" not in render("nginx", "lanmirror.conf.j2", **own)
 
 
 # ---- a certificate that is brought along -------------------------------------------------------------------
@@ -183,7 +179,7 @@ class Authority:
         for kind in ("root", "server"):
             (self.tls / f"{kind}.cnf").write_text(render("nginx", f"site-ca-{kind}.cnf.j2", **variables))
         script = self.tls.parent / "script"
-        script.write_text(render("nginx", "lanmirror-site-ca.j2", **variables))
+        script.write_text(render("nginx", "site-ca.j2", **variables))
         return subprocess.run(["sh", str(script), *arguments.split()], capture_output=True, text=True, check=False)
 
     def make(self, *wanted: str, days: int = 365, root_days: int = 3650) -> list[str]:
@@ -291,3 +287,19 @@ def test_trial_says_whether_the_root_may_sign_and_changes_nothing(authority: Aut
     (authority.tls / "ca.pem").unlink()
     assert authority.run("late.example", arguments=trial).returncode == 0
     assert not (authority.tls / "ca.pem").exists()
+
+
+def test_names_that_the_root_may_not_sign_for_are_known_without_trying(authority: Authority) -> None:
+    authority.make("mirror.lab.lan", "2001:db8::9")
+    constraints = subprocess.run(
+        ["openssl", "x509", "-noout", "-ext", "nameConstraints", "-in", str(authority.tls / "ca.pem")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    may = ["mirror.lab.lan", "sub.mirror.lab.lan", "10.9.9.9", "fd00::1", "192.0.2.10", "2001:db8::9", "localhost"]
+    may_not = ["late.example", "amirror.lab.lan", "198.51.100.7", "2001:db8::1"]
+    assert names.tls_unsignable([*may, *may_not], constraints) == may_not
+    for name in may_not:
+        assert authority.run("mirror.lab.lan", name, arguments=f"--try {authority.tls}/server.cnf").returncode == 1
+    assert names.tls_unsignable(may_not, "") == []

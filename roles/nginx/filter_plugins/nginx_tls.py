@@ -30,11 +30,6 @@ def _is_private(address: IPv4Address | IPv6Address) -> bool:
     return any(address in network for network in PRIVATE)
 
 
-def tls_bad_names(names: Sequence[str]) -> list[str]:
-    """Return those that are neither a host name nor an address."""
-    return [name for name in map(str, names) if _address(name) is None and not _NAME.fullmatch(name.lower())]
-
-
 def tls_names(names: Sequence[str], facts: Mapping[str, Any]) -> list[str]:
     """Return what the server is called, host names before addresses, each once and always in the same order.
 
@@ -68,14 +63,41 @@ def tls_constraints(names: Sequence[str]) -> list[str]:
     ]
 
 
+def _covers(network: str, address: IPv4Address | IPv6Address) -> bool:
+    """Whether an address is in a network such as OpenSSL prints it: 10.0.0.0/255.0.0.0, FC00:0:0:0:0:0:0:0/FE00:…."""
+    base, mask = (ip_address(part) for part in network.split("/"))
+    return base.version == address.version and int(address) & int(mask) == int(base) & int(mask)
+
+
+def tls_unsignable(names: Sequence[str], constraints: str) -> list[str]:
+    """Return the names that a root may not sign for.
+
+    Args:
+        names: host names and addresses.
+        constraints: the name constraints of the root, as `openssl x509 -ext nameConstraints` prints them.
+    """
+    hosts = [host.lower() for host in re.findall(r"\bDNS:(\S+)", constraints)]
+    networks = re.findall(r"\bIP:(\S+/\S+)", constraints)
+    if not hosts and not networks:
+        return []
+
+    def may(name: str) -> bool:
+        address = _address(name)
+        if address:
+            return any(_covers(network, address) for network in networks)
+        return any(name == host or name.endswith(f".{host}") for host in hosts)
+
+    return [name for name in names if not may(name)]
+
+
 class FilterModule:
     """Filters of role nginx."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Give the filters by name."""
         return {
-            "nginx_tls_bad_names": tls_bad_names,
             "nginx_tls_names": tls_names,
             "nginx_tls_alt_names": tls_alt_names,
             "nginx_tls_constraints": tls_constraints,
+            "nginx_tls_unsignable": tls_unsignable,
         }
