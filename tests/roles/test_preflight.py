@@ -77,6 +77,8 @@ ROWS: dict[str, Row] = {
     "nginx-port-word": pypi("nginx_port", "http", nginx_port="http"),
     "nginx-tls-word": pypi("nginx_tls", "tls", "none, own, site_ca", nginx_tls="tls"),
     "nginx-tls-ports": pypi("nginx_tls_port and nginx_port are both 18080", nginx_tls="site_ca", nginx_tls_port=18080),
+    "nginx-no-names": pypi("nginx_server_names is []", nginx_default_server="no"),
+    "nginx-switch": pypi("nginx_access_log", "maybe", "true or false", nginx_access_log="maybe"),
     "nginx-tls-name": pypi("nginx_tls_names", '"*.lab"', "neither", nginx_tls="site_ca", nginx_tls_names=["*.lab"]),
     "nginx-tls-own": pypi(
         "nginx_tls_certificate", "absolute path", nginx_tls="own", nginx_tls_names=["mirror.lab.lan"]
