@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import PurePosixPath
 
@@ -36,15 +35,9 @@ class Channeldata:
             urls = [url.rsplit("/", 1)[0] + "/channeldata.json" for url in subdir.index_urls]
             self._answers[channel] = self._fetcher.request(urls, limit=LARGEST_SENT, optional=True, spare=True)
 
-    def publish(self, channels: Iterable[PurePosixPath]) -> None:
-        """Serve the files of the channels of which something was published."""
-        for channel in channels:
-            self.ask(channel)
-        for channel, answer in self._answers.items():
-            self._publish(channel, answer)
-
-    def _publish(self, channel: PurePosixPath, answer: Future[Answer]) -> None:
-        store = self._mirror.store
+    def publish(self, channel: PurePosixPath) -> None:
+        """Serve the file of a channel that was asked about."""
+        store, answer = self._mirror.store, self._answers[channel]
         subdirs = [subdir for subdir in self._mirror.config.subdirs() if subdir.channel == channel]
         files = {subdir.arch: store.made_path(subdir.path) for subdir in subdirs}
         names = {

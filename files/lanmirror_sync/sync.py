@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -37,6 +38,8 @@ QUIET_SECONDS = 0.4
 QUIET_SECONDS_PER_BYTE = 1e-7
 # When nothing was found out for so long, what is known is begun with; the other indexes follow when they come.
 STRAGGLER_SECONDS = 2.0
+# For so long the files beside an index are waited for when its packages are here; then others go first.
+BESIDE_SECONDS = 0.25
 POLL_SECONDS = 0.1
 GIB = 1 << 30
 
@@ -88,8 +91,12 @@ class Run:
             with self._fence(str(subdir.path)):
                 self._keep(subdir)
         self._judge_absent()
-        with self._fence("channeldata.json"):
-            self._desk.channeldata.publish({work.finding.subdir.channel for work in self._works.values()})
+        channels = {work.finding.subdir.channel for work in self._works.values()}
+        for channel in channels:
+            self._desk.channeldata.ask(channel)
+        for channel in channels:
+            with self._fence(str(channel)):
+                self._desk.channeldata.publish(channel)
         with self._fence("installers"):
             for folder, names in self._installers.unwanted():
                 self._desk.sweeper.packages(folder, names, frozenset(names), len(names))
@@ -230,10 +237,14 @@ class Run:
                 self._look_at_suspects()
                 self._make_ahead()
                 self._publish_without_stragglers()
+                for work in self._works.values():
+                    self._publish_if_settled(work, 0.0)
                 if (self._survey.pending or self._installers.pending) and self._look(0.0):
                     self._begin(begun)
                 self._close_feed()
             self._checkpoint()
+        for work in self._works.values():
+            self._publish_if_settled(work, math.inf)
 
     def _close_feed(self) -> None:
         """Tell the fetching thread when nothing more comes."""
@@ -295,8 +306,10 @@ class Run:
         else:
             self.report.fail(owner, f"{owner}/{name}: {done.error}")
 
-    def _publish_if_settled(self, work: Work) -> None:
-        if not work.pending and not work.broken:
+    def _publish_if_settled(self, work: Work, patience: float = BESIDE_SECONDS) -> None:
+        """Publish a subdir when all of its packages are; not before it is known what there is beside its index."""
+        if not (work.pending or work.broken or work.done) and work.beside.answered(patience):
+            work.done = True
             with self._fence(str(work.path), work):
                 self._desk.publish(work)
 
@@ -325,7 +338,8 @@ class Run:
         for work in self._works.values():
             few = 0 < work.pending <= self._mirror.config.jobs
             quiet = QUIET_SECONDS + QUIET_SECONDS_PER_BYTE * work.finding.size
-            if few and not work.early and not work.broken and time.monotonic() - work.moved >= quiet:
+            still = few and not work.early and not work.broken and time.monotonic() - work.moved >= quiet
+            if still and work.beside.answered():
                 with self._fence(str(work.path), work):
                     self._desk.publish_early(work)
 

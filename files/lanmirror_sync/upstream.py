@@ -5,13 +5,16 @@ from __future__ import annotations
 import bz2
 import hashlib
 import logging
+import math
 import re
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import zstandard
 
@@ -237,18 +240,18 @@ def published(standing: Standing) -> Validators:
 
 
 class Extra:
-    """A file beside an index that not every upstream has, for example `current_repodata.json`."""
+    """A file beside an index that not every upstream has, for example `current_repodata.json`.
+
+    Attributes:
+        found: its form and its bytes, as they were sent; None where there is none.
+    """
 
     def __init__(self, fetcher: Fetcher, subdir: Subdir, name: str) -> None:
         self._fetcher = fetcher
         self._urls = [f"{url}/{name}" for url in subdir.index_urls]
-        self._found: Future[tuple[str, bytes] | None] = Future()
+        self.found: Future[tuple[str, bytes] | None] = Future()
         packed = fetcher.request([f"{url}{ZST}" for url in self._urls], limit=LARGEST_SENT, optional=True, spare=True)
         packed.add_done_callback(self._take_packed)
-
-    def answered(self) -> bool:
-        """Tell whether `read` returns at once."""
-        return self._found.done()
 
     def read(self) -> bytes | None:
         """Return it unpacked; None where the upstream does not have it, or has a page for people in its place.
@@ -257,7 +260,7 @@ class Extra:
             FetchError: it could not be asked for.
             RepodataError: it is damaged.
         """
-        found = self._found.result()
+        found = self.found.result()
         data = unpack(found[1], found[0]) if found and not is_page(found[1]) else None
         return None if data is None or is_page(data) else data
 
@@ -273,11 +276,11 @@ class Extra:
     def _take(self, form: str, answer: Future[Answer]) -> None:
         error = answer.exception()
         if isinstance(error, MissingError):
-            self._found.set_result(None)
+            self.found.set_result(None)
         elif error:
-            self._found.set_exception(error)
+            self.found.set_exception(error)
         else:
-            self._found.set_result((form, answer.result().data or b""))
+            self.found.set_result((form, answer.result().data or b""))
 
 
 class Beside:
@@ -295,9 +298,10 @@ class Beside:
             [f"{url}/repodata.json{BZ2}" for url in subdir.index_urls], method="HEAD", optional=True, spare=True
         )
 
-    def answered(self) -> bool:
-        """Tell whether nothing has to be waited for."""
-        return self._bz2.done() and self.current.answered() and self.run_exports.answered()
+    def answered(self, seconds: float = 0.0) -> bool:
+        """Tell whether nothing has to be waited for any more, after so many seconds."""
+        parts: list[Future[Any]] = [self._bz2, self.current.found, self.run_exports.found]
+        return not futures.wait(parts, None if math.isinf(seconds) else seconds).not_done
 
     def has_bz2(self) -> bool:
         """Tell whether the upstream has the index as bzip2; raises FetchError where it cannot be told."""

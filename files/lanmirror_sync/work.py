@@ -78,6 +78,7 @@ class Work:
         extras: what came of `beside`.
         ahead: the index as it is published if all of its packages come, where it was made already.
         broken: whether it was given up: nothing more is published.
+        done: whether it was published for the last time in this run.
     """
 
     finding: Finding
@@ -97,6 +98,7 @@ class Work:
     extras: Extras | None = None
     ahead: Edition | None = None
     broken: bool = False
+    done: bool = False
 
     @property
     def path(self) -> PurePosixPath:

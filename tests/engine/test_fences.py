@@ -229,9 +229,15 @@ def test_one_stalled_index_keeps_nothing_else_waiting(two: Lab) -> None:
     assert len(two.check().named[f"{LINUX}/repodata.json"]) == 14, "it is worked on when it comes"
 
 
-def test_one_stalled_installer_page_keeps_nothing_else_waiting(two: Lab) -> None:
+@pytest.mark.parametrize(
+    "path",
+    ["/miniconda/", "/miniconda/*.sh", f"/{LINUX}/current_repodata*", f"/{NOARCH}/run_exports*", f"/{LINUX}/*.json.bz2"],
+)
+def test_one_other_file_that_stalls_keeps_nothing_else_waiting(two: Lab, path: str) -> None:
     two.settings |= {"timeout_seconds": 60, "installers": {"dists": ["miniconda"], "suffixes": [".sh"]}}
-    two.fault("/miniconda/", stall=60)
+    for name in ("current_repodata.json.zst", "run_exports.json"):
+        (two.tree / LINUX / name).write_bytes(b"{}")
+    two.fault(path, stall=60)
     run = two.start()
     two.until((two.mirror / FORGE / "repodata.json").exists)
     assert run.is_running()
