@@ -231,7 +231,13 @@ def test_one_stalled_index_keeps_nothing_else_waiting(two: Lab) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/miniconda/", "/miniconda/*.sh", f"/{LINUX}/current_repodata*", f"/{NOARCH}/run_exports*", f"/{LINUX}/*.json.bz2"],
+    [
+        "/miniconda/",
+        "/miniconda/*.sh",
+        f"/{LINUX}/current_repodata*",
+        f"/{NOARCH}/run_exports*",
+        f"/{LINUX}/*.json.bz2",
+    ],
 )
 def test_one_other_file_that_stalls_keeps_nothing_else_waiting(two: Lab, path: str) -> None:
     two.settings |= {"timeout_seconds": 60, "installers": {"dists": ["miniconda"], "suffixes": [".sh"]}}

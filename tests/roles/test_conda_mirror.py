@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
 import textwrap
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -305,6 +307,7 @@ def run_command(tmp_path: Path, code: int, *, delete: bool = False) -> tuple[int
         conda_mirror_delete=delete,
         __conda_mirror_current=str(tmp_path),
         __conda_mirror_log=str(tmp_path / "log"),
+        conda_mirror_working_dir=str(tmp_path / "mirror"),
     )
     result = subprocess.run(
         ["/bin/sh", "-s", "logged"],
@@ -333,6 +336,18 @@ def test_scheduled_sync_says_why_it_failed(tmp_path: Path, code: int, why: str) 
     assert returned == code
     assert f"exit code {code}: " in messages
     assert why in messages
+
+
+@pytest.mark.parametrize(("hours", "said"), [(1, False), (47, False), (49, True)])
+def test_scheduled_sync_says_so_when_another_goes_on_for_days(tmp_path: Path, hours: int, said: bool) -> None:
+    lock = tmp_path / "mirror/.lanmirror/lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    began = time.time() - hours * 3600
+    os.utime(lock, (began, began))
+    returned, messages, _ = run_command(tmp_path, 3)
+    assert returned == 3
+    assert ("two days" in messages) == said
 
 
 def test_scheduled_sync_deletes_only_when_asked(tmp_path: Path) -> None:
