@@ -51,6 +51,9 @@ class Changes:
 def run(request: dict[str, Any]) -> int:
     """Be the process of a run."""
     os.setsid()
+    # A shell that runs the tests in the background has them ignore what a keyboard sends.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     nothing = os.open(os.devnull, os.O_RDONLY)
     output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(nothing, 0)
