@@ -65,6 +65,14 @@ def test_way_out_of_devpi() -> None:
     assert direct == ["REQUESTS_CA_BUNDLE=/etc/ssl/certs/ca-certificates.crt"]
 
 
+@pytest.mark.parametrize("name", ["devpi", "devpi-watch", "devpi-evict"])
+def test_units_have_one_sandbox(name: str) -> None:
+    shared = render("devpi", "sandbox.conf.j2").strip()
+    unit = render("devpi", f"{name}.service.j2")
+    assert [line for line in shared.splitlines() if line not in unit.splitlines()] == []
+    assert ("SupplementaryGroups=adm" in unit) == (name != "devpi")
+
+
 def test_unit_keeps_devpi_to_its_data() -> None:
     unit = render("devpi", "devpi.service.j2", devpi_data_dir="/srv/devpi").splitlines()
     for line in (
