@@ -81,7 +81,8 @@ def sites_answer() -> Iterator[None]:
 # ---- the machines -----------------------------------------------------------------------------------------------
 
 FOLDERS = "/etc /usr/local /opt /srv /var"
-# Packages that stay, since others may use them by now; with their dependencies.
+# Packages that stay, since others may use them by now; with their dependencies. A server in use has cron and logrotate
+# before: cron makes a group, which stays with it.
 HELPERS = {"python3-venv", "cron", "logrotate", "openssl"}
 # Files that change without us, by the reason.
 OTHERS = {
@@ -105,12 +106,8 @@ def packages(state: dict[str, Any]) -> set[str]:
 
 
 def of_packages(host: Any, names: set[str]) -> set[str]:
-    """Give the paths of some packages, with the links that their scripts make in /etc."""
-    if not names:
-        return set()
-    owned = set(run(host, f"dpkg -L {' '.join(names)}").splitlines())
-    links = run(host, "find /etc -type l | while read -r link; do echo $link $(readlink -f $link); done")
-    return owned | {link for link, _, target in (row.partition(" ") for row in links.splitlines()) if target in owned}
+    """Give the paths of some packages."""
+    return set(run(host, f"dpkg -L {' '.join(names)}").splitlines()) if names else set()
 
 
 def differences(host: Any, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
