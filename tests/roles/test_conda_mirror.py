@@ -157,7 +157,7 @@ def test_good_input_is_accepted() -> None:
         ({"jobs": 0}, ("conda_mirror_jobs", "0", "from 1 to 256")),
         (
             {"repos": [], "installers": {"dists": [], "suffixes": []}},
-            ("conda_mirror_repos", "conda_mirror_cloud", "conda_mirror_installers.dists", "all empty"),
+            ("conda_mirror_repos", "conda_mirror_cloud", "dists and urls of conda_mirror_installers", "all empty"),
         ),
     ],
 )
@@ -167,6 +167,11 @@ def test_bad_input_gets_one_message(variables: dict[str, Any], words: tuple[str,
     assert message.startswith("conda_mirror_")
     assert [word for word in words if word not in message] == []
     assert "\n" not in message
+
+
+def test_mirror_may_hold_installers_from_elsewhere_alone() -> None:
+    urls = {"miniforge": ["https://mirror.example.org/Miniforge3-Linux-x86_64.sh"]}
+    assert refusals(conda_mirror_repos=[], conda_mirror_installers={"dists": [], "suffixes": [], "urls": urls}) == []
 
 
 # What `crontab` of Debian 12 and 13 takes and refuses; it also takes `10-5`, `fri-mon` and `0;`, which never come

@@ -111,9 +111,9 @@ def config_problem(values: Mapping[str, Any]) -> str:
     except engine.ConfigError as error:
         wrong = re.split(r"[. ]", str(error))[0]
         return f"{PREFIX}{error}{_hint(PREFIX + wrong, values)}"
-    if not config.subdirs() and not config.dists:
+    if not config.subdirs() and not config.folders:
         return (
-            "conda_mirror_repos, conda_mirror_cloud and conda_mirror_installers.dists are all empty; "
+            "conda_mirror_repos, conda_mirror_cloud, and dists and urls of conda_mirror_installers are all empty; "
             "allowed: at least one that names something to mirror"
         )
     return ""
