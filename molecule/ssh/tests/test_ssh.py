@@ -22,27 +22,31 @@ PASSWORD = str(yaml.safe_load((PROJECT / "molecule/vars.yml").read_text())["sudo
 HOST = SITE.removeprefix("http://")
 MACHINES = ("server", "workstation")
 ATTEMPTS_OF_A_SECOND = 5
+# Of each site while a playbook runs, which takes half a minute at the least.
+LEAST_ASKED = 10
+# How long an answer may take on a busy machine, seconds.
+PATIENCE = 30
 
 # ---- the administrator's own sites ------------------------------------------------------------------------------
 
 
 def ask_wiki() -> bool:
-    answer = requests.get(f"{SITE}/page", headers={"Host": "wiki.lab.lan"}, timeout=5)
+    answer = requests.get(f"{SITE}/page", headers={"Host": "wiki.lab.lan"}, timeout=PATIENCE)
     return (answer.status_code, answer.text) == (200, "wiki\n")
 
 
 def upload_to_wiki() -> bool:
     """Send more than Nginx's own limit, which the administrator raised."""
-    answer = requests.post(f"{SITE}/page", b"x" * (2 << 20), headers={"Host": "wiki.lab.lan"}, timeout=5)
+    answer = requests.post(f"{SITE}/page", b"x" * (2 << 20), headers={"Host": "wiki.lab.lan"}, timeout=PATIENCE)
     return answer.status_code == 200
 
 
 def ask_files() -> bool:
-    return requests.get(f"http://{HOST}:8080/hello.txt", timeout=5).text == "hello\n"
+    return requests.get(f"http://{HOST}:8080/hello.txt", timeout=PATIENCE).text == "hello\n"
 
 
 def ask_stream() -> bool:
-    with socket.create_connection((HOST, 9000), 5) as connection:
+    with socket.create_connection((HOST, 9000), PATIENCE) as connection:
         return connection.recv(100) == b"stream\n"
 
 
@@ -75,7 +79,7 @@ def sites_answer() -> Iterator[None]:
         asking.join()
     print(f"{time.monotonic() - began:.0f} s, {len(failed)} failed of {asked}")
     assert failed == [], f"{len(failed)} failed of {asked}: {failed[:10]}"
-    assert min(asked[site.__name__] for site in SITES) > time.monotonic() - began
+    assert min(asked[site.__name__] for site in SITES) >= LEAST_ASKED
 
 
 # ---- the machines -----------------------------------------------------------------------------------------------
@@ -169,10 +173,10 @@ def test_machines_are_as_the_tests_take_them(hosts: dict[str, Any], before: dict
     assert docker("inspect", "--format", "{{.State.Running}}", container("laptop")) == "false"
 
 
-def test_missing_sudo_password_is_named_within_seconds() -> None:
-    began = time.monotonic()
+def test_missing_sudo_password_is_named_first() -> None:
     done = playbook("site.yml")
-    assert time.monotonic() - began < 15, done.output
+    # The check of the inventory, the first try to become root, and its message.
+    assert done.output.count("\nTASK [") <= 4, done.output
     assert done.code != 0
     assert "sudo password" in done.said, done.output
     assert "-K" in done.said, done.output
