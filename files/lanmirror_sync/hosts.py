@@ -55,6 +55,7 @@ class _Host:
     until: float = 0.0
     given_up: str = ""
     in_a_row: int = 0
+    answered: bool = False
     good: str = ""
 
 
@@ -104,6 +105,7 @@ class Hosts:
         """
         known = self._hosts[host]
         self._over(known)
+        known.answered = True
         if known.until > now:
             return  # it was under way when the pause began
         known.refused.clear()
@@ -139,6 +141,9 @@ class Hosts:
         if known.in_a_row >= MOST_REFUSED:
             known.given_up = refusal.reason
             return math.inf
+        if refusal.status == 0 and not known.answered:
+            return 0.0  # nothing ever came from it: what little is asked so far waits side by side, not in a row
+        known.answered = known.answered or refusal.status > 0
         probing = known.pauses > 0
         if probing and not fresh and refusal.status != TOO_MANY_REQUESTS:
             return 0.0  # a few packages that it refuses for ever must not speak for all the others

@@ -54,6 +54,21 @@ def test_a_host_that_refuses_everything_is_paused_ever_longer_and_given_up() -> 
     assert hosts.why_given_up(HOST) == "answers so"
 
 
+def test_a_host_that_was_never_there_is_asked_side_by_side() -> None:
+    hosts = Hosts(jobs=4, retries=4, wait_seconds=1)
+    for number in range(MOST_REFUSED - 1):
+        assert refuse(hosts, f"index{number}", number, status=0) == 0
+        assert hosts.wait(HOST, number) == 0, "with a slow resolver, one after the other takes minutes"
+    assert refuse(hosts, "one more", MOST_REFUSED, status=0) == math.inf
+
+
+def test_a_host_that_goes_away_is_paused() -> None:
+    hosts = Hosts(jobs=4, retries=4, wait_seconds=1)
+    hosts.began(HOST)
+    hosts.served(HOST, 0)
+    assert [refuse(hosts, f"bad{number}", 1, status=0) for number in range(FEW_REFUSED)] == [0, 1]
+
+
 def test_after_a_pause_one_request_finds_out() -> None:
     hosts = paused()
     assert hosts.wait(HOST, 2) == 0
