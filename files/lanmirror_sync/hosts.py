@@ -141,12 +141,12 @@ class Hosts:
         if known.in_a_row >= MOST_REFUSED:
             known.given_up = refusal.reason
             return math.inf
-        if refusal.status == 0 and not known.answered:
-            return 0.0  # nothing ever came from it: what little is asked so far waits side by side, not in a row
         known.answered = known.answered or refusal.status > 0
         probing = known.pauses > 0
-        if probing and not fresh and refusal.status != TOO_MANY_REQUESTS:
-            return 0.0  # a few packages that it refuses for ever must not speak for all the others
+        # A few packages that it refuses for ever must not speak for all the others. From a host that was never there
+        # only a few indexes are wanted yet: they wait side by side, and not one after the other.
+        if not known.answered or (probing and not fresh and refusal.status != TOO_MANY_REQUESTS):
+            return 0.0
         if refusal.status != TOO_MANY_REQUESTS and not probing and len(known.refused) < self._suspicious:
             return 0.0
         if known.pauses >= self._retries:
