@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +49,16 @@ def python_file(path: Path) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def run_module(script: Path, folder: Path, **arguments: object) -> dict[str, Any]:
+    """Run a module of a role as Ansible would, in a process of its own; `folder` is for its arguments."""
+    file = folder / "arguments.json"
+    file.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
+    done = subprocess.run([sys.executable, script, file], capture_output=True, text=True, check=False, timeout=60)
+    file.unlink()
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 def defaults(role: str) -> dict[str, Any]:

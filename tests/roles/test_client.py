@@ -5,12 +5,9 @@ from __future__ import annotations
 import configparser
 import datetime
 import itertools
-import json
 import os
 import pwd
 import re
-import subprocess
-import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.roles.render import python_file, render
+from tests.roles.render import python_file, render, run_module
 
 ROLE = Path(__file__).parents[2] / "roles" / "client"
 URL = "http://192.0.2.10"
@@ -764,37 +761,30 @@ def test_module_shows_no_password_in_a_diff() -> None:
     assert module.hidden("index-url = https://u:secret@x/simple\n") == "index-url = https://***@x/simple\n"
 
 
-def run_module(tmp_path: Path, **arguments: object) -> dict[str, Any]:
-    """Run the module as Ansible would, in a process of its own."""
-    file = tmp_path / "arguments.json"
-    file.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
-    script = ROLE / "library" / "client_files.py"
-    done = subprocess.run([sys.executable, script, file], capture_output=True, text=True, check=False, timeout=60)
-    file.unlink()
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+def client_files(tmp_path: Path, **arguments: object) -> dict[str, Any]:
+    return run_module(ROLE / "library" / "client_files.py", tmp_path, **arguments)
 
 
 def test_module_writes_the_others_where_one_file_fails(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     texts = {"one": "1\n", "file/two": "2\n", "three": "3\n"}
     files = [{"key": key, "path": str(tmp_path / key), "user": "", "content": text} for key, text in texts.items()]
-    before = run_module(tmp_path, state="read", files=files)
+    before = client_files(tmp_path, state="read", files=files)
     assert [file["content"] for file in before["files"]] == [None] * 3
-    done = run_module(tmp_path, state="write", files=files)
+    done = client_files(tmp_path, state="write", files=files)
     assert done["changed"]
     assert done["problems"] == [f"{tmp_path}/file/two: File exists"]
     assert [(tmp_path / name).read_text() for name in ("one", "three")] == ["1\n", "3\n"]
-    again = run_module(tmp_path, state="write", files=[files[0], files[2]])
+    again = client_files(tmp_path, state="write", files=[files[0], files[2]])
     assert not again["changed"]
-    gone = run_module(tmp_path, state="write", files=[{**files[0], "content": None, "folders": 0}])
+    gone = client_files(tmp_path, state="write", files=[{**files[0], "content": None, "folders": 0}])
     assert gone["changed"]
     assert not (tmp_path / "one").exists()
 
 
 def test_module_in_check_mode_writes_nothing(tmp_path: Path) -> None:
     file = {"key": "new", "path": str(tmp_path / "deep" / "new"), "user": "", "content": "1\n"}
-    done = run_module(tmp_path, state="write", files=[file], _ansible_check_mode=True)
+    done = client_files(tmp_path, state="write", files=[file], _ansible_check_mode=True)
     assert done["changed"]
     assert done["diff"][0]["after"] == "1\n"
     assert list(tmp_path.iterdir()) == []
@@ -804,7 +794,7 @@ def test_module_says_whose_home_is_not_there(tmp_path: Path) -> None:
     known = {entry.pw_name: Path(entry.pw_dir) for entry in pwd.getpwall()}
     homeless = next((name for name, folder in known.items() if not folder.is_dir()), "")
     files = [{"key": f"~{user}/.condarc", "path": "~/.condarc", "user": user} for user in (homeless, "no-such-user")]
-    read = run_module(tmp_path, state="read", files=files)["files"]
+    read = client_files(tmp_path, state="read", files=files)["files"]
     assert [file["gone"] for file in read] == [True, True]
     assert "which is no directory" in read[0]["problem"]
     assert read[1]["problem"] == "there is no user no-such-user"
@@ -812,7 +802,7 @@ def test_module_says_whose_home_is_not_there(tmp_path: Path) -> None:
 
 def test_module_looks_at_users_and_pips(tmp_path: Path) -> None:
     me = pwd.getpwuid(os.geteuid()).pw_name
-    seen = run_module(tmp_path, state="look", users=[me, "no-such-user"])
+    seen = client_files(tmp_path, state="look", users=[me, "no-such-user"])
     assert (seen["me"], seen["root"], seen["missing"]) == (me, os.geteuid() == 0, ["no-such-user"])
 
 

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 
 from roles.conda_mirror.filter_plugins import conda_mirror_checks as checks
 from roles.conda_mirror.library import conda_mirror_data as data
-from tests.roles.render import ROOT, defaults, render
+from tests.roles.render import ROOT, defaults, render, run_module
 from tests.roles.render import load as role_file
 
 ROLE = ROOT / "roles/conda_mirror"
@@ -220,6 +220,16 @@ def test_mirror_that_another_folder_would_lose(tmp_path: Path) -> None:
     found = {name: data.mirrors(tmp_path / name) for name in ("new", "link", "begun", "gone", "conda_mirror.yml")}
     assert found == {"new": False, "link": True, "begun": False, "gone": False, "conda_mirror.yml": False}
     assert data.existing(tmp_path / "gone/far") == tmp_path
+
+
+def test_module_compares_the_installed_folder_with_the_wanted_one(tmp_path: Path) -> None:
+    old = mirror(tmp_path / "old")
+    look = {"config_file": str(written(tmp_path, conda_mirror_working_dir=str(old)))}
+    lost = {
+        name: run_module(Path(data.__file__), tmp_path, **look, working_dir=str(tmp_path / name))["lost"]
+        for name in ("old", "new")
+    }
+    assert lost == {"old": False, "new": True}
 
 
 def test_only_what_the_engine_made_is_deleted(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from roles.devpi.files import lanmirror_devpi_watch as watch
 from roles.devpi.filter_plugins import devpi_variables as checked
 from roles.devpi.library import devpi_data as data
 from roles.devpi.library import devpi_indexes as devpi
-from tests.roles.render import ROOT, defaults, evaluate, render
+from tests.roles.render import ROOT, defaults, evaluate, render, run_module
 
 ROLE = ROOT / "roles" / "devpi"
 
@@ -522,6 +522,19 @@ def test_data_that_another_folder_would_lose(tmp_path: Path) -> None:
     # What was uploaded since the copy is in the log of the database alone.
     (old / ".sqlite-wal").touch()
     assert data.problem(old, tmp_path / "behind").endswith("has an older copy of it")
+
+
+def test_module_compares_the_installed_folder_with_the_wanted_one(tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    conf.mkdir()
+    old = devpi_in(tmp_path / "old")
+    (conf / "devpi-server.yml").write_text(render("devpi", "devpi-server.yml.j2", devpi_data_dir=str(old)))
+    look = {"conf_dir": str(conf)}
+    found = run_module(Path(data.__file__), tmp_path, **look, data_dir=str(tmp_path / "new"))
+    assert (found["installed"], found["problem"]) == (str(old), f"{tmp_path}/new has none")
+    assert run_module(Path(data.__file__), tmp_path, **look, data_dir=str(old))["problem"] == ""
+    (conf / "devpi-server.yml").unlink()
+    assert run_module(Path(data.__file__), tmp_path, **look, data_dir=str(tmp_path / "new"))["problem"] == ""
 
 
 def test_installed_configuration_says_where_devpi_has_its_data(tmp_path: Path) -> None:
