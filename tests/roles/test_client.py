@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.roles.render import python_file, render, run_module
+from tests.roles.render import evaluate, python_file, render, run_module
 
 ROLE = Path(__file__).parents[2] / "roles" / "client"
 URL = "http://192.0.2.10"
@@ -916,3 +916,20 @@ def test_portal_links_the_root_certificate_where_clients_need_it() -> None:
     assert f"http://this-server:8080{ROOT_URL}" in re.sub(r"<[^>]+>", "", page)
     # Role client removes what it finds under its own names.
     assert "ca-certificates/lanmirror-" not in page
+
+
+def test_repos_and_channels_keep_their_order() -> None:
+    repos = [f"repo{number}" for number in range(9)]
+    channels = [f"channel{number}/label/rc" for number in range(9)]
+    found = {
+        name: evaluate(
+            "client",
+            f"{{{{ __client_{name}_there }}}}",
+            client_conda_repos=repos,
+            client_conda_channels=channels,
+            client_conda_missing=["pkgs/repo4", "cloud/channel7/label/rc"],
+        )
+        for name in ("repos", "channels")
+    }
+    # The order is that of priority, and another one at each run would change the file each time.
+    assert found == {"repos": repos[:4] + repos[5:], "channels": channels[:7] + channels[8:]}
