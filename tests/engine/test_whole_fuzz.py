@@ -28,7 +28,8 @@ from tests.upstream import channel, server
 pytestmark = pytest.mark.slow
 
 SECONDS = float(os.environ.get("LANMIRROR_FUZZ_SECONDS", "30"))
-SEED = int(os.environ.get("LANMIRROR_FUZZ_SEED", time.time_ns() % 1_000_000))
+# The same upstreams in each run of the suite; a run by hand has other ones with another seed.
+SEED = int(os.environ.get("LANMIRROR_FUZZ_SEED", "20261129"))
 # What stalls at every request takes its time, and is none that hangs.
 PATIENCE = 180.0
 # Runs from one upstream before it is laid out anew.
@@ -191,6 +192,8 @@ class Chaos:
                     fault.headers = {**fault.headers, header: dice.choice((None, *TEXTS))}
                 case 4:
                     fault.body = dice.choice(BODIES)
+                    # With the file's own validators nothing would tell, later, that the file is another one.
+                    fault.headers = {**fault.headers, "ETag": None, "Last-Modified": None}
                 case 5:
                     fault.cut = dice.choice((0, 1, 50, 2000))
                 case 6:
