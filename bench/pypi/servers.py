@@ -205,6 +205,7 @@ def ours(work: Path, folder: Path, static: Path, *, pages_fresh: int) -> Iterato
         "__devpi_secret_file": str(folder / "secret"),
         "__devpi_cache_dir": str(folder / "cache"),
         "__devpi_pages_fresh": pages_fresh,
+        "__devpi_upstreams_file": "",
     }
     for name in ("cache", "conf.d", "sites-enabled", "lanmirror/devpi"):
         (folder / name).mkdir(parents=True)
@@ -215,12 +216,10 @@ def ours(work: Path, folder: Path, static: Path, *, pages_fresh: int) -> Iterato
     (folder / "conf.d" / "bench.conf").write_text(temporary(folder) + STATIC_SERVER.format(www=static))
     configuration = folder / "devpi-server.yml"
     configuration.write_text(render("devpi", "devpi-server.yml.j2", **variables))
-    python = work / "devpi" / "bin" / "python"
     unit = render("devpi", "devpi.service.j2", **variables)
     nice = re.findall(r"^Nice=(\d+)$", unit, re.MULTILINE)
-    start = ["nice", "-n", *nice, str(python), str(ROOT / "roles/devpi/files/lanmirror_devpi.py")]
-    start += ["--configfile", str(configuration)]
-    environment = plain_environment(LANMIRROR_MAX_STALE=str(evaluate("devpi", "{{ __devpi_max_stale }}", **variables)))
+    start = ["nice", "-n", *nice, str(work / "devpi/bin/devpi-server"), "--configfile", str(configuration)]
+    environment = plain_environment(PYTHONPATH=str(ROOT / "roles/devpi/files/plugin"))
     _init(work, ["--configfile", str(configuration)])
     with running(OURS, start, folder / "devpi.log", environment) as server:
         _declare("http://127.0.0.1:3141", variables)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import gzip
-import importlib.util
 import json
 import os
 import re
 import shutil
-import ssl
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +42,10 @@ def test_server_configuration() -> None:
         "request-timeout": 5,
         "max-request-body-size": 2 * 1024 * 1024,
         "argon2-memory-cost": 65536,
+        "lanmirror-max-stale": 1296000,
+        "lanmirror-pages-fresh": 60,
+        "lanmirror-pages-behind": 3600,
+        "lanmirror-upstreams": "/run/devpi/upstreams.json",
     }
 
 
@@ -124,7 +121,8 @@ def test_pages_are_kept_for_mirrors_alone_and_for_as_long_as_the_variable_says()
     assert 'location ~ "^/(root/pypi|a/b\\.c)/' in site
     http = render("devpi", "devpi-http.conf.j2", __devpi_indexes=indexes, devpi_pages_max_stale=154)
     assert "stale-while-revalidate=77, stale-if-error=77" in http
-    assert "LANMIRROR_MAX_STALE=77" in render("devpi", "devpi.service.j2", devpi_pages_max_stale=154)
+    settings = yaml.safe_load(render("devpi", "devpi-server.yml.j2", devpi_pages_max_stale=154))["devpi-server"]
+    assert settings["lanmirror-max-stale"] == 77
     assert "inactive=137s" in http
 
 
@@ -159,13 +157,9 @@ def test_key_of_a_page_changes_with_the_settings_of_its_mirror() -> None:
     assert generation("https://a.example/") == generation("https://a.example/") != generation("https://b.example/")
 
 
-def test_flat_mirrors_are_devpis_units_and_no_word_of_its_database() -> None:
+def test_flat_is_a_setting_of_the_index() -> None:
     flat = {"type": "mirror", "flat": True, "mirror_url": "http://m/"}
-    indexes = {"root/b": flat, "root/a": flat, "root/c": {**flat, "flat": False}}
-    unit = render("devpi", "devpi.service.j2", devpi_indexes=indexes)
-    assert 'Environment="LANMIRROR_FLAT=root/a root/b"' in unit
-    assert 'Environment="LANMIRROR_FLAT="' in render("devpi", "devpi.service.j2")
-    assert devpi.complete({"root/a": flat}, dict) == {"root/a": {"type": "mirror", "mirror_url": "http://m/"}}
+    assert devpi.complete({"root/a": flat}, dict) == {"root/a": flat}
 
 
 def test_units_beside_devpi_are_kept_to_what_they_write() -> None:
@@ -576,183 +570,6 @@ def test_empty_setting_does_not_take_the_next_line(tmp_path: Path) -> None:
     assert data.setting(tmp_path / "watch.ini", "metrics") == ""
     (tmp_path / "watch.ini").write_text(render("devpi", "watch.ini.j2", devpi_metrics_file="/srv/pypi.prom"))
     assert data.setting(tmp_path / "watch.ini", "metrics") == "/srv/pypi.prom"
-
-
-# ---- what starts devpi ---------------------------------------------------------------------------------------
-
-
-class Stage:
-    """As much of devpi's mirror as the change touches; `answers_in` is how long its upstream takes, seconds."""
-
-    name = "root/pypi"
-    provides_core_metadata = False
-    timeout = 5.0
-    UpstreamError = RuntimeError
-    UpstreamNotFoundError = type("UpstreamNotFoundError", (RuntimeError,), {})
-    UpstreamNotModified = type("UpstreamNotModified", (Exception,), {})
-
-    def __init__(self, clock: list[float], *, links: list[str] | None, expired: bool, answers_in: float) -> None:
-        self.clock, self.links, self.expired, self.answers_in = clock, links, expired, answers_in
-        self.asked: list[float] = []
-        self.unconfirmed = 0.0
-        self.offline = False
-        self.cache_retrieve_times = SimpleNamespace(is_expired=lambda _project, seconds: self.unconfirmed > seconds)
-
-    def _load_cache_links(self, _project: str) -> tuple[bool, list[str] | None, int, None]:
-        return self.expired, self.links, 1, None
-
-    def get_simplelinks_perstage(self, _project: str) -> str:
-        self.asked.append(self.timeout)
-        self.clock[0] += min(self.answers_in, self.timeout)
-        return "asked"
-
-    async def _async_fetch_releaselinks(self, error: Exception | None) -> None:
-        if error:
-            raise error
-
-    def SimpleLinks(self, links: list[str], **_: Any) -> str:  # noqa: N802 - devpi's name
-        return "known" if links else ""
-
-
-@pytest.fixture
-def starter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, list[float]]:
-    clock = [1000.0]
-    mirror = SimpleNamespace(MirrorStage=type("Fresh", (Stage,), {}), normalize_name=str.lower)
-    replica = SimpleNamespace(FileReplicationSharedData=type("Queue", (), {"on_import_file": None}))
-    views = SimpleNamespace(PyPIView=type("View", (), {"simple_list_project": lambda view: view.response}))
-    httpclient = SimpleNamespace(HTTPClient=type("Client", (), {"async_client": None}))
-    devpi_server = SimpleNamespace(httpclient=httpclient, mirror=mirror, main=None, replica=replica, views=views)
-    monkeypatch.setitem(sys.modules, "devpi_server", devpi_server)
-    monkeypatch.setenv("LANMIRROR_MAX_STALE", "100")
-    monkeypatch.setenv("LANMIRROR_UPSTREAMS", str(tmp_path / "upstreams.json"))
-    spec = importlib.util.spec_from_file_location("lanmirror_devpi", ROLE / "files" / "lanmirror_devpi.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, loaded)
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    spec.loader.exec_module(loaded)
-    return mirror.MirrorStage, clock
-
-
-@pytest.mark.parametrize(
-    ("accepted", "size", "packed"), [("gzip", 1000, True), ("gzip", 999, False), ("", 1000, False)]
-)
-def test_starter_compresses_a_page_for_who_asks(starter: Any, accepted: str, size: int, packed: bool) -> None:
-    assert starter
-    page = b"x" * size
-    response = SimpleNamespace(status_code=200, body=page, content_encoding=None)
-    view = sys.modules["devpi_server"].views.PyPIView()
-    view.response, view.request = response, SimpleNamespace(headers={"Accept-Encoding": accepted})
-    assert view.simple_list_project() is response
-    assert response.content_encoding == ("gzip" if packed else None)
-    assert (gzip.decompress(response.body) if packed else response.body) == page
-
-
-def test_starter_asks_for_pages_over_connections_that_stay_open(starter: Any) -> None:
-    assert starter
-    connections: list[int] = []
-    cookies: list[str | None] = []
-
-    class Upstream(BaseHTTPRequestHandler):
-        """Sets a cookie, and closes a connection when it is asked a fourth time on it."""
-
-        protocol_version = "HTTP/1.1"
-
-        def setup(self) -> None:
-            connections.append(0)
-            super().setup()
-
-        def do_GET(self) -> None:
-            connections[-1] += 1
-            cookies.append(self.headers.get("Cookie"))
-            if connections[-1] == 4:
-                self.close_connection = True
-                return
-            self.send_response(200)
-            self.send_header("Set-Cookie", "who=somebody")
-            self.send_header("Content-Length", "4")
-            self.end_headers()
-            self.wfile.write(b"page")
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    async def pages(url: str, count: int) -> list[str]:
-        http = sys.modules["devpi_server"].httpclient.HTTPClient()
-        http.headers, http._ssl_context = {}, ssl.create_default_context()
-        found = []
-        for _ in range(count):
-            async with http.async_client() as client:
-                found.append((await client.get(url)).text)
-        await client.aclose()
-        return found
-
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
-    thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        assert asyncio.run(pages(f"http://127.0.0.1:{httpd.server_port}/", 5)) == ["page"] * 5
-    finally:
-        httpd.shutdown()
-        thread.join()
-        httpd.server_close()
-    assert connections == [4, 2]
-    assert set(cookies) == {None}
-
-
-def test_starter_waits_as_configured_for_what_is_not_known(starter: tuple[Any, list[float]]) -> None:
-    stage = starter[0](starter[1], links=None, expired=True, answers_in=9)
-    assert stage.get_simplelinks_perstage("Six") == "asked"
-    assert stage.asked == [5.0]
-
-
-def test_starter_waits_once_in_a_while_for_a_silent_upstream(starter: tuple[Any, list[float]]) -> None:
-    make, clock = starter
-    stage = make(clock, links=["six"], expired=True, answers_in=9)
-    answers = [stage.get_simplelinks_perstage("six") for _ in range(3)]
-    assert (answers, stage.asked) == (["asked", "known", "known"], [1.0])
-    clock[0] += 31
-    assert stage.get_simplelinks_perstage("six") == "asked"
-    assert stage.timeout == 5.0
-
-
-def test_starter_keeps_asking_an_upstream_that_answers(starter: tuple[Any, list[float]]) -> None:
-    stage = starter[0](starter[1], links=["six"], expired=True, answers_in=0.2)
-    assert [stage.get_simplelinks_perstage("six") for _ in range(3)] == ["asked"] * 3
-
-
-def test_starter_ends_what_was_not_confirmed_for_too_long(starter: tuple[Any, list[float]]) -> None:
-    make, clock = starter
-    stage = make(clock, links=["six"], expired=True, answers_in=9)
-    stage.unconfirmed = 101
-    stage.get_simplelinks_perstage("six")  # devpi has just started and cannot know
-    clock[0] += 101
-    with pytest.raises(RuntimeError, match="has not confirmed the page of 'six' for 100 seconds"):
-        stage.get_simplelinks_perstage("six")
-
-
-def test_starter_tells_which_upstream_answers(starter: tuple[Any, list[float]], tmp_path: Path) -> None:
-    stage = starter[0](starter[1], links=["six"], expired=True, answers_in=0)
-    said = []
-    for error in (
-        None,
-        stage.UpstreamError("-1 status on GET URL('https://u:hush@m.example/six/')"),
-        stage.UpstreamError("403 status on GET URL('https://u:hush@m.example/idna/')"),
-        stage.UpstreamNotFoundError("not found on GET URL('https://m.example/nix/')"),
-    ):
-        if error is None:
-            asyncio.run(stage._async_fetch_releaselinks(None))
-        else:
-            with pytest.raises(type(error)):
-                asyncio.run(stage._async_fetch_releaselinks(error))
-        said.append({name: why for name, (_, why) in watch.upstreams(tmp_path / "upstreams.json").items()})
-    assert said == [
-        {"root/pypi": ""},
-        {"root/pypi": "it cannot be reached"},
-        {"root/pypi": "403 status"},
-        {"root/pypi": ""},
-    ]
 
 
 # ---- the module: what it decides -----------------------------------------------------------------------------

@@ -50,7 +50,7 @@ options:
     description:
       - Settings by user/index, in devpi's own words.
       - With C(official) true, C(mirror_url) and C(mirror_web_url_fmt) are those that devpi was made with.
-      - C(flat) is for the unit of devpi, which reads it from its environment; devpi's database has no word for it.
+      - C(flat) is a setting that our plugin adds to devpi.
     type: dict
     required: true
   users:
@@ -154,7 +154,7 @@ def complete(indexes: Mapping[str, Settings], official: Callable[[], Settings]) 
     """Return the indexes in devpi's words: with the official upstream in place of the word for it."""
     done = {}
     for name, settings in indexes.items():
-        plain = {key: value for key, value in settings.items() if key not in {"flat", "official"}}
+        plain = {key: value for key, value in settings.items() if key != "official"}
         done[name] = plain | official() if settings.get("official") else plain
     return done
 

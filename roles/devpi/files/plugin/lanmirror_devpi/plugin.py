@@ -1,0 +1,68 @@
+"""The hooks of devpi that lanmirror implements (devpi_server.hookspecs)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from devpi_server.config import hookimpl
+from pyramid.tweens import INGRESS
+
+from lanmirror_devpi import flat, mirror, replica
+from lanmirror_devpi.told import Told
+
+
+@hookimpl
+def devpiserver_add_parser_options(parser: Any) -> None:
+    """Add our options, which stand in devpi-server.yml as devpi's own do."""
+    group = parser.addgroup("lanmirror")
+    group.addoption(
+        "--lanmirror-max-stale",
+        type=float,
+        default=1296000.0,
+        help="seconds after which a mirror's page is an error that its upstream has not confirmed",
+    )
+    group.addoption(
+        "--lanmirror-pages-fresh",
+        type=int,
+        default=60,
+        help="seconds for which Nginx may take a mirror's page for fresh",
+    )
+    group.addoption(
+        "--lanmirror-pages-behind",
+        type=int,
+        default=3600,
+        help="seconds after that for which Nginx may show it, and ask for a newer one only then",
+    )
+    group.addoption(
+        "--lanmirror-upstreams",
+        default="",
+        help="file that says which upstreams answer, for the watchdog; empty: none",
+    )
+
+
+@hookimpl
+def devpiserver_cmdline_run(xom: Any) -> None:
+    """Put our functions into devpi before it starts; return None, so that it goes on."""
+    arguments = xom.config.args
+    mirror.install(max_stale=arguments.lanmirror_max_stale, told=Told(arguments.lanmirror_upstreams))
+    flat.install()
+    replica.install()
+    logging.getLogger().addFilter(is_worth_a_line)
+
+
+@hookimpl
+def devpiserver_pyramid_configure(config: Any, pyramid_config: Any) -> None:
+    """Put our tween before devpi's own.
+
+    With one of the two places alone, Pyramid puts its own tween for exceptions before devpi's, whose transactions then
+    end without a commit: devpi answers by raising.
+    """
+    pyramid_config.add_tween(
+        "lanmirror_devpi.tween.factory", under=INGRESS, over="devpi_server.views.tween_request_logging"
+    )
+
+
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Return whether a record goes to the journal: not the question whether devpi is there, every few seconds."""
+    return not record.getMessage().endswith("GET /+api")

@@ -1,0 +1,92 @@
+"""What stands between devpi and Nginx: the answer to a request for the page of a project.
+
+Nginx keeps it, so it may not depend on who asks, but for `Accept` and `Accept-Encoding`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+from pyramid.response import Response
+
+# A project's page; its groups name the index.
+PAGE = re.compile(r"/([^/+]+/[^/+]+)/\+simple/[^/]+/?")
+# Bytes from which on a page is worth compressing: less fits into one packet.
+WORTH_COMPRESSING = 1000
+# Seconds for which Nginx may keep that there is no such project.
+MISSING_FRESH = 5
+# No installer reads these, and Nginx would, each time it sends a page that it kept.
+IDLE = ("Expires", "Pragma", "Vary", "X-Accel-Buffering")
+UNKNOWN = "The upstream did not give this project, and this server has not seen it before: try again later.\n"
+# A replica of devpi's reads the headers that others have no use for (replica.ReplicaThread).
+REPLICA = "X-DEVPI-REPLICA-UUID"
+
+
+class Redirect(Response):
+    """An answer whose `Location` stays a path: right under any host, port and scheme (RFC 9110, 10.2.2).
+
+    WebOb makes it a URL by the host of the request, which is Nginx's own.
+    """
+
+    @staticmethod
+    def _make_location_absolute(environ: Any, value: str) -> str:
+        return value
+
+
+def factory(handler: Callable[[Any], Any], registry: Any) -> Callable[[Any], Any]:
+    """Return the tween (https://docs.pylonsproject.org/projects/pyramid/en/2.0-branch/narr/hooks.html#tweens)."""
+    xom = registry["xom"]
+    arguments = xom.config.args
+    kept = (
+        f"s-maxage={arguments.lanmirror_pages_fresh}, stale-while-revalidate={arguments.lanmirror_pages_behind}, "
+        f"stale-if-error={arguments.lanmirror_max_stale:.0f}"
+    )
+
+    def is_mirror(index: str) -> bool:
+        with xom.keyfs.read_transaction(allow_reuse=True):
+            stage = xom.model.getstage(*index.split("/"))
+            return stage is not None and stage.ixconfig["type"] == "mirror"
+
+    def tween(request: Any) -> Any:
+        response = handler(request)
+        found = PAGE.fullmatch(request.path_info)
+        if found is None or request.method not in {"GET", "HEAD"}:
+            return response
+        if response.status_code == HTTPStatus.BAD_GATEWAY:
+            # uv asks again after a 502, for half a minute; a project that nobody has seen cannot be had sooner by that.
+            response = Response(
+                UNKNOWN, status=HTTPStatus.FAILED_DEPENDENCY, content_type="text/plain", charset="utf-8"
+            )
+        if REPLICA in request.headers:
+            return response
+        for name in list(response.headers):
+            if name in IDLE or name.lower().startswith("x-devpi-"):
+                del response.headers[name]
+        if response.status_code in {HTTPStatus.OK, HTTPStatus.NOT_FOUND} and is_mirror(found[1]):
+            missing = response.status_code == HTTPStatus.NOT_FOUND
+            response.headers["Cache-Control"] = f"s-maxage={MISSING_FRESH}" if missing else kept
+        else:
+            response.headers["Cache-Control"] = "no-cache"
+        if response.location:
+            response = Redirect(status=response.status_code, location=re.sub(r"^[a-z]+://[^/]*", "", response.location))
+            response.headers["Cache-Control"] = "no-cache"
+        return compressed(request, response)
+
+    return tween
+
+
+def compressed(request: Any, response: Any) -> Any:
+    """Return a page of some size compressed for who takes it.
+
+    Nginx would not know its length before it has sent it, and would send it in pieces ever after.
+    """
+    if response.status_code == HTTPStatus.OK and not response.content_encoding and "gzip" in request.accept_encoding:
+        page = response.body
+        if len(page) >= WORTH_COMPRESSING:
+            response.body = gzip.compress(page, compresslevel=6, mtime=0)
+            response.content_encoding = "gzip"
+    return response
