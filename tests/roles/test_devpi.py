@@ -361,6 +361,11 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
             ["root/x is both official and flat"],
         ),
         ({"devpi_indexes": {"root/x": {"type": "stage", "flat": True}}}, ["root/x is a stage", "flat"]),
+        ({"devpi_indexes": {"root/pypi": {"file_hosts": "10.0.0.1"}}}, ["root/pypi", "file_hosts", "list"]),
+        (
+            {"devpi_indexes": {"root/pypi": {"file_hosts": ["10.0.0.1:8080", "http://files.lan/"]}}},
+            ["root/pypi", '"http://files.lan/"', "host:port"],
+        ),
         (
             {"devpi_indexes": {"root/x": {"type": "stage", "mirror_url": "http://m/"}}},
             ["root/x is a stage", "mirror_url"],

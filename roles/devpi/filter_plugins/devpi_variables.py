@@ -98,10 +98,12 @@ TEXTS = {
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 URL = re.compile(r"https?://[^\s/@]+(/[^\s@]*)?")
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+FILE_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)(:[0-9]{1,5})?")
 PEER = re.compile(r"https?://(?P<host>[0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 PASSWORD = re.compile(r"\S.{6,}\S")
 COMMON = {"type", "title", "description", "custom_data", "volatile"}
 MIRROR = {
+    "file_hosts",
     "flat",
     "official",
     "mirror_url",
@@ -113,7 +115,7 @@ MIRROR = {
     "mirror_use_external_urls",
 }
 STAGE = {"bases", "acl_upload", "acl_toxresult_upload", "mirror_whitelist", "mirror_whitelist_inheritance"}
-LISTS = {"bases", "acl_upload", "acl_toxresult_upload", "mirror_whitelist"}
+LISTS = {"bases", "acl_upload", "acl_toxresult_upload", "file_hosts", "mirror_whitelist"}
 INDEX_NUMBERS = {"mirror_cache_expiry"}
 INDEX_SWITCHES = {
     "flat",
@@ -447,6 +449,10 @@ def _of_keys(where: str, kind: str, settings: Mapping[str, Any]) -> Iterator[str
     for key, value in settings.items():
         if key in LISTS and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
             yield f"{where} has {key} {value!r}: it must be a list of texts"
+        elif key == "file_hosts":
+            for host in value:
+                if not FILE_HOST.fullmatch(host):
+                    yield f'{where} has "{host}" in file_hosts: it must be a host or host:port'
         if key in INDEX_SWITCHES and not isinstance(value, bool):
             yield f"{where} has {key} {value!r}: allowed are true, false"
         if key in INDEX_NUMBERS and (isinstance(value, bool) or not isinstance(value, int) or value < 0):

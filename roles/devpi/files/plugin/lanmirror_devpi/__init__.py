@@ -8,6 +8,7 @@ database, so replicas, backups and upgrades carry it.
     tween.py     the answers to Nginx: 424, compression, headers
     mirror.py    asks an upstream for the page of a project
     flat.py      an upstream of one page
+    outside.py   the HTTP client for upstreams, which goes nowhere inside; the setting `file_hosts`
     told.py      which upstreams answer, for the watchdog
 
 Made for the version of devpi-server that requirements.txt pins.

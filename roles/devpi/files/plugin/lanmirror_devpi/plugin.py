@@ -8,7 +8,7 @@ from typing import Any
 from devpi_server.config import hookimpl
 from pyramid.tweens import INGRESS
 
-from lanmirror_devpi import flat, mirror, replica
+from lanmirror_devpi import flat, mirror, outside, replica
 from lanmirror_devpi.told import Told
 
 
@@ -47,6 +47,7 @@ def devpiserver_cmdline_run(xom: Any) -> None:
     arguments = xom.config.args
     mirror.install(max_stale=arguments.lanmirror_max_stale, told=Told(arguments.lanmirror_upstreams))
     flat.install()
+    outside.install()
     replica.install()
     logging.getLogger().addFilter(is_worth_a_line)
 
