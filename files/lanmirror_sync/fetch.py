@@ -35,7 +35,7 @@ from lanmirror_sync.answers import (
     WrongBytesError,
 )
 from lanmirror_sync.config import Config
-from lanmirror_sync.hosts import LONGEST_WAIT_SECONDS, Hosts, Refusal, host_of
+from lanmirror_sync.hosts import LONGEST_WAIT_SECONDS, Hosts, Refusal, Ticket, host_of
 from lanmirror_sync.sinks import (
     Download,
     FileSink,
@@ -122,7 +122,7 @@ class Fetcher:
         self._inbox: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._ready: deque[_Job] = deque()
         self._waiting: list[tuple[float, int, _Job]] = []
-        self._busy: dict[Exchange, _Job] = {}
+        self._busy: dict[Exchange, tuple[_Job, Ticket]] = {}
         self._ticket = itertools.count()
         self._feeds = (Feed(), Feed())
         self._feeding = False
@@ -309,9 +309,9 @@ class Fetcher:
             self._done.put(None)
         timeout = self._waiting[0][0] - now if self._waiting else None
         for exchange, failure in self._wire.wait(timeout):
-            job = self._busy.pop(exchange)
+            job, ticket = self._busy.pop(exchange)
             with self._fence(job):
-                self._ended(job, exchange, failure)
+                self._ended(job, ticket, exchange, failure)
         if self._failure:
             raise self._failure
 
@@ -381,8 +381,8 @@ class Fetcher:
         exchange = Exchange(job.url, job.method, (*sink.headers(job.url), *conditions))
         exchange.on_body = self._body_taker(exchange, job)
         self._wire.start(exchange)
-        self._hosts.began(host_of(job.url))
-        self._busy[exchange] = job
+        ticket = self._hosts.began(host_of(job.url), payload=isinstance(sink, FileSink))
+        self._busy[exchange] = job, ticket
 
     def _body_taker(self, exchange: Exchange, job: _Job) -> Callable[[bytes], bool]:
         def take(data: bytes) -> bool:
@@ -405,26 +405,25 @@ class Fetcher:
     def _put_aside(self, job: _Job, until: float) -> None:
         heapq.heappush(self._waiting, (until, next(self._ticket), job))
 
-    def _ended(self, job: _Job, exchange: Exchange, failure: Failure | None) -> None:
+    def _ended(self, job: _Job, ticket: Ticket, exchange: Exchange, failure: Failure | None) -> None:
         """See how an exchange ended, and what to do about it."""
-        host = host_of(job.url)
         try:
             error = self._verdict(job, exchange, failure)
         except BaseException:
-            self._hosts.ended(host)
+            self._hosts.ended(ticket)
             raise
         wait = _retry_after(exchange.headers.get("retry-after"))
         now = time.monotonic()  # not before the line above, or a date would be a little early
         unclear = exchange.status in ABSENT and (job.spare or job.method == "HEAD")
         if unclear or isinstance(error, DeniedError):
-            self._hosts.ended(host)
+            self._hosts.ended(ticket)
         elif isinstance(error, UnreachableError):
-            pause = self._hosts.refused(host, Refusal(job.url, exchange.status, wait, str(error)), now)
+            pause = self._hosts.refused(ticket, Refusal(job.url, exchange.status, wait, str(error)), now)
             if pause:
                 what = "given up for this run" if pause == math.inf else f"asked again in {pause:.0f} s"
-                log.warning("%s; %s is %s", error, host, what)
+                log.warning("%s; %s is %s", error, ticket.host, what)
         else:
-            self._hosts.served(host, now, "" if error else job.url, probe=job.probe)
+            self._hosts.served(ticket, "" if error else job.url, probe=job.probe)
         if error is None:
             self._finish(job, exchange, None)
         elif exchange.status in ABSENT and job.method == "HEAD":

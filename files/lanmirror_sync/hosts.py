@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -44,23 +45,46 @@ class Refusal:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A request that is under way.
+
+    Attributes:
+        number: the how manieth of its host it is.
+        payload: whether it is for a package or an installer, and not for an index or a file beside one.
+    """
+
+    host: str
+    number: int
+    payload: bool
+
+
 @dataclass
 class _Host:
     busy: int = 0
     # Of these, how many were under way when the pause began: one may be long, or stall.
     earlier: int = 0
-    refused: set[str] = field(default_factory=set)
+    begun: int = 0
+    # The last request of each kind that was well answered, by its number; and the last one before the pause.
+    well: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
+    before_pause: int = 0
+    refused: dict[str, Ticket] = field(default_factory=dict)
     ever_refused: set[str] = field(default_factory=set)
     pauses: int = 0
     until: float = 0.0
     given_up: str = ""
-    in_a_row: int = 0
+    # How many were refused in a row, of each kind.
+    in_a_row: Counter[bool] = field(default_factory=Counter)
     answered: bool = False
     good: str = ""
 
 
 class Hosts:
     """What is known of each host during a run. Times are seconds of a monotonic clock.
+
+    An answer speaks for its host from the moment on when it was asked for: whether one of them comes before or after
+    the refusal of a former request is chance. And that an index can be had says nothing of packages: many a host
+    throttles these alone.
 
     Args:
         jobs: requests at a time; a host that refuses half as many different ones in a row, and no fewer than
@@ -90,55 +114,60 @@ class Hosts:
         """Return the last refusal of a host that was given up."""
         return self._hosts[host].given_up
 
-    def began(self, host: str) -> None:
-        """Note that a request is under way."""
-        self._hosts.setdefault(host, _Host()).busy += 1
+    def began(self, host: str, *, payload: bool = True) -> Ticket:
+        """Note that a request is under way; see `Ticket`."""
+        known = self._hosts.setdefault(host, _Host())
+        known.busy += 1
+        known.begun += 1
+        return Ticket(host, known.begun, payload)
 
-    def served(self, host: str, now: float, url: str = "", *, probe: bool = False) -> None:
+    def served(self, ticket: Ticket, url: str = "", *, probe: bool = False) -> None:
         """Note that a request ended with an answer that is not a refusal.
 
         Args:
-            host: who answered.
-            now: see the class.
-            url: what it served; "" where it only said that it has no such thing.
+            ticket: of the request.
+            url: what the host served; "" where it only said that it has no such thing.
             probe: whether that was only asked for to see how the host is.
         """
-        known = self._hosts[host]
-        self._over(known)
+        known = self._over(ticket)
         known.answered = True
-        if known.until > now:
-            return  # it was under way when the pause began
-        known.refused.clear()
+        if ticket.number <= known.before_pause:
+            return
+        spoken_for = (True, False) if ticket.payload else (False,)
+        for kind in spoken_for:
+            known.well[kind] = max(known.well[kind], ticket.number)
+        known.refused = {refused: its for refused, its in known.refused.items() if its.number > known.well[its.payload]}
         known.pauses = 0
         if not probe:
-            known.in_a_row = 0
+            for kind in spoken_for:
+                del known.in_a_row[kind]
             known.good = url or known.good
 
-    def ended(self, host: str) -> None:
+    def ended(self, ticket: Ticket) -> None:
         """Note that a request ended with an answer that tells nothing about the host."""
-        self._over(self._hosts[host])
+        self._over(ticket)
 
     def probe(self, host: str, now: float) -> str:
         """Return what to ask a host for after a pause, before anything else; "" for just the next request."""
         known = self._hosts.get(host)
         return known.good if known and known.pauses and known.busy <= known.earlier and known.until <= now else ""
 
-    def refused(self, host: str, refusal: Refusal, now: float) -> float:
+    def refused(self, ticket: Ticket, refusal: Refusal, now: float) -> float:
         """Note a request that came to nothing.
 
         Returns:
             The seconds for which the host is left alone from now on, infinity when it is given up; 0 when only
             the URL is to blame so far.
         """
-        known = self._hosts[host]
-        self._over(known)
-        known.in_a_row += refusal.url not in known.refused
-        known.refused.add(refusal.url)
+        known = self._over(ticket)
+        known.in_a_row[ticket.payload] += refusal.url not in known.refused
         fresh = refusal.url not in known.ever_refused
         known.ever_refused.add(refusal.url)
-        if known.until > now or known.given_up:
-            return 0.0  # it was under way when the pause began
-        if known.in_a_row >= MOST_REFUSED:
+        if ticket.number <= known.before_pause or known.given_up:
+            return 0.0
+        if ticket.number > known.well[ticket.payload]:
+            known.refused[refusal.url] = ticket
+        if known.in_a_row.total() >= MOST_REFUSED:
             known.given_up = refusal.reason
             return math.inf
         known.answered = known.answered or refusal.status > 0
@@ -158,9 +187,12 @@ class Hosts:
         known.pauses += 1
         known.until = now + wait
         known.earlier = known.busy
+        known.before_pause = known.begun
         return wait
 
-    @staticmethod
-    def _over(known: _Host) -> None:
+    def _over(self, ticket: Ticket) -> _Host:
+        """Take note that a request is under way no more; return what is known of its host."""
+        known = self._hosts[ticket.host]
         known.busy -= 1
         known.earlier = min(known.earlier, known.busy)
+        return known

@@ -13,8 +13,7 @@ HOST = "mirror.example.org"
 
 
 def refuse(hosts: Hosts, url: str, now: float, status: int = 503, retry_after: float = 0.0) -> float:
-    hosts.began(HOST)
-    return hosts.refused(HOST, Refusal(f"http://{HOST}/{url}", status, retry_after, "answers so"), now)
+    return hosts.refused(hosts.began(HOST), Refusal(f"http://{HOST}/{url}", status, retry_after, "answers so"), now)
 
 
 def test_one_bad_url_says_nothing_about_its_host() -> None:
@@ -28,8 +27,7 @@ def test_bad_urls_among_good_ones_say_nothing_either() -> None:
     hosts = Hosts(jobs=4, retries=4, wait_seconds=1)
     for number in range(100):
         assert refuse(hosts, f"bad{number}", number) == 0
-        hosts.began(HOST)
-        hosts.served(HOST, number)
+        hosts.served(hosts.began(HOST))
 
 
 def paused(**settings: int) -> Hosts:
@@ -64,31 +62,28 @@ def test_a_host_that_was_never_there_is_asked_side_by_side() -> None:
 
 def test_a_host_that_goes_away_is_paused() -> None:
     hosts = Hosts(jobs=4, retries=4, wait_seconds=1)
-    hosts.began(HOST)
-    hosts.served(HOST, 0)
+    hosts.served(hosts.began(HOST))
     assert [refuse(hosts, f"bad{number}", 1, status=0) for number in range(FEW_REFUSED)] == [0, 1]
 
 
 def test_after_a_pause_one_request_finds_out() -> None:
     hosts = paused()
     assert hosts.wait(HOST, 2) == 0
-    hosts.began(HOST)
+    ticket = hosts.began(HOST)
     assert hosts.wait(HOST, 2) > 0, "the others wait for its outcome"
-    hosts.served(HOST, 2)
+    hosts.served(ticket)
     assert hosts.wait(HOST, 2) == 0
 
 
 def test_a_host_is_asked_for_what_it_served_before_it_is_called_ill() -> None:
     hosts, now = Hosts(jobs=4, retries=3, wait_seconds=1), 0.0
-    hosts.began(HOST)
-    hosts.served(HOST, now, "http://mirror.example.org/index")
+    hosts.served(hosts.began(HOST), "http://mirror.example.org/index")
     for number in range(MOST_REFUSED - 1):
         if refuse(hosts, f"bad{number}", now):
             assert hosts.probe(HOST, now) == "", "not during the pause"
             now += 1
             assert hosts.probe(HOST, now) == "http://mirror.example.org/index"
-            hosts.began(HOST)
-            hosts.served(HOST, now, "http://mirror.example.org/index", probe=True)
+            hosts.served(hosts.began(HOST), "http://mirror.example.org/index", probe=True)
             assert hosts.wait(HOST, now) == 0
     assert refuse(hosts, "one too many", now) == math.inf
 
@@ -106,26 +101,60 @@ def test_a_long_transfer_from_before_a_pause_does_not_prolong_it() -> None:
     hosts.began(HOST)
     refuse(hosts, "a", 0, status=429)
     assert hosts.wait(HOST, 2) == 0
-    hosts.began(HOST)
+    ticket = hosts.began(HOST)
     assert hosts.wait(HOST, 2) > 0, "the others wait for the one that finds out"
-    hosts.served(HOST, 2)
+    hosts.served(ticket)
     assert hosts.wait(HOST, 2) == 0
 
 
 def test_refusals_that_were_under_way_do_not_count_twice() -> None:
     hosts = Hosts(jobs=2, retries=1, wait_seconds=1)
-    for _ in range(16):
-        hosts.began(HOST)
-    told = [hosts.refused(HOST, Refusal(f"http://{HOST}/{n}", 503, 0, "busy"), 0.5) for n in range(16)]
+    tickets = [hosts.began(HOST) for _ in range(16)]
+    told = [hosts.refused(ticket, Refusal(f"http://{HOST}/{ticket.number}", 503, 0, "busy"), 0.5) for ticket in tickets]
     assert told == [*[0] * (FEW_REFUSED - 1), 1, *[0] * (16 - FEW_REFUSED)]
 
 
 def test_an_answer_that_was_under_way_does_not_end_a_pause() -> None:
     hosts = Hosts(jobs=4, retries=3, wait_seconds=1)
-    hosts.began(HOST)
+    ticket = hosts.began(HOST)
     assert refuse(hosts, "a", 0, status=429, retry_after=30) == 30
-    hosts.served(HOST, 0.1)
+    hosts.served(ticket)
     assert hosts.wait(HOST, 1) == 29
+
+
+def test_an_answer_to_a_former_request_does_not_outweigh_a_refusal() -> None:
+    """Which of two requests is answered first is chance."""
+    hosts = Hosts(jobs=4, retries=3, wait_seconds=1)
+    ticket = hosts.began(HOST)
+    assert refuse(hosts, "a", 0) == 0
+    hosts.served(ticket)
+    assert refuse(hosts, "b", 0) == 1
+
+
+def test_an_answer_to_a_later_request_outweighs_a_refusal_that_comes_after_it() -> None:
+    hosts = Hosts(jobs=4, retries=3, wait_seconds=1)
+    ticket = hosts.began(HOST)
+    hosts.served(hosts.began(HOST))
+    assert hosts.refused(ticket, Refusal(f"http://{HOST}/a", 503, 0, "busy"), 0) == 0
+    assert refuse(hosts, "b", 0) == 0
+    assert refuse(hosts, "c", 0) == 1
+
+
+def test_an_index_says_nothing_of_packages() -> None:
+    hosts = Hosts(jobs=4, retries=3, wait_seconds=1)
+    assert refuse(hosts, "a", 0) == 0
+    hosts.served(hosts.began(HOST, payload=False))
+    assert refuse(hosts, "b", 0) == 1
+
+
+def test_indexes_do_not_make_up_for_packages_that_are_refused_one_and_all() -> None:
+    hosts, now, waits = Hosts(jobs=4, retries=3, wait_seconds=1), 0.0, []
+    for number in range(MOST_REFUSED):
+        waits.append(refuse(hosts, f"package{number}", now))
+        now += waits[-1]
+        if waits[-1] < math.inf:
+            hosts.served(hosts.began(HOST, payload=False), f"http://{HOST}/index")
+    assert waits.index(math.inf) == MOST_REFUSED - 1
 
 
 def test_a_host_is_known_without_its_credentials() -> None:
