@@ -509,9 +509,14 @@ class Fetcher:
         # A sink that ends the transfer itself knows why.
         elif failure and failure.code != pycurl.E_WRITE_ERROR:
             error = UnreachableError(f"{url}: {'the transfer broke off: ' if status else ''}{failure.message}")
-        elif status not in ANSWERED:
+        elif status not in ANSWERED or (status == NOT_MODIFIED and not _is_conditional(exchange)):
             error = FetchError(answers)
         return error
+
+
+def _is_conditional(exchange: Exchange) -> bool:
+    """Tell whether "not modified" may be the answer to a request."""
+    return any(line.startswith(("If-None-Match", "If-Modified-Since")) for line in exchange.send)
 
 
 def _retry_after(value: str | None) -> float:

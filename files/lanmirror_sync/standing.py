@@ -12,6 +12,7 @@ class Standing(msgspec.Struct, frozen=True, rename={"size": "bytes"}):
         url: of the index that was published last, with its form.
         etag: of that answer.
         last_modified: likewise.
+        trust: until when the two are believed, where the upstream says by them that nothing changed.
         sha256: of the index as it was sent, in lower-case hexadecimal; "" where none was published yet.
         form: in which it was sent, see `upstream.Sent`.
         stale: validator of a compressed index that was left unused, being older than the plain one beside it.
@@ -33,6 +34,7 @@ class Standing(msgspec.Struct, frozen=True, rename={"size": "bytes"}):
     url: str = ""
     etag: str = ""
     last_modified: str = ""
+    trust: float = 0.0
     sha256: str = ""
     form: str = ""
     stale: str = ""

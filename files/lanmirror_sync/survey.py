@@ -54,6 +54,7 @@ class Unchanged:
 
     subdir: Subdir
     standing: Standing
+    sent: Sent
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class Survey:
         self._options = options
         self._open = list(searches)
         self._channels = {subdir.channel for subdir in mirror.config.subdirs()}
+        # What follows from an index that names no package, where no other form names one.
+        self._in_doubt: dict[Search, Outcome] = {}
         self.asked = len(searches)
 
     @property
@@ -118,7 +121,7 @@ class Survey:
             while sent := search.poll():
                 if outcome := self._judged(search, sent):
                     return outcome
-            return self._nothing(search) if search.over else None
+            return (self._in_doubt.get(search) or self._nothing(search)) if search.over else None
         except OSError as error:
             if is_everybodys(error):
                 raise
@@ -133,14 +136,17 @@ class Survey:
         data = sent.data
         if data is None:
             if self._is_settled(subdir, standing):
-                return Unchanged(subdir, standing)
+                return Unchanged(subdir, standing, sent)
             data = self._mirror.store.index_path(path).read_bytes()
         candidate = search.read(sent, data)
         if candidate is None:
             return None
         count, before = len(candidate.index.packages), self._listed(subdir, standing)
-        if before and not count:
-            return Unusable(subdir, f"{path}: the upstream's index names no package any more; ours is kept")
+        if not count:
+            search.doubted = True
+            empty = Unusable(subdir, f"{path}: the upstream's index names no package any more; ours is kept")
+            self._in_doubt.setdefault(search, empty if before else self._finding(search, candidate))
+            return None
         limit = self._mirror.config.max_delete
         if not self._options.accept_older and self._is_older(subdir, standing, sent, data):
             return Unusable(

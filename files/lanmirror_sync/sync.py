@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
+from typing import Any
 
 from lanmirror_sync import formats
 from lanmirror_sync.answers import Done, UnreachableError
@@ -27,7 +28,7 @@ from lanmirror_sync.report import Progress, Report, in_words, is_everybodys
 from lanmirror_sync.sinks import Download
 from lanmirror_sync.store import NoRoomError
 from lanmirror_sync.survey import Absent, Finding, Outcome, Survey, Unchanged, Unusable
-from lanmirror_sync.upstream import Search
+from lanmirror_sync.upstream import Search, trust
 from lanmirror_sync.work import Desk, Work
 
 # What was verified is remembered for good at least so often, so that a killed run has little to hash again.
@@ -63,7 +64,7 @@ class Run:
         wanted = [folder for folder in mirror.config.folders if fnmatchcase(folder, options.only)]
         self._installers = Installers(mirror, fetcher, self.report, wanted)
         self._works: dict[str, Work] = {}
-        self._unchanged: list[Subdir] = []
+        self._unchanged: list[Unchanged] = []
         self._absent: list[Subdir] = []
         self._downloads: list[Download] = []
         self._found: set[PurePosixPath] = set()
@@ -87,9 +88,9 @@ class Run:
                 f"{self._mirror.store.root}: the disk filled up; what was served before is served still, and the next "
                 "run goes on from here"
             ) from error
-        for subdir in self._unchanged:
-            with self._fence(str(subdir.path)):
-                self._keep(subdir)
+        for unchanged in self._unchanged:
+            with self._fence(str(unchanged.subdir.path)):
+                self._keep(unchanged)
         self._judge_absent()
         channels = {work.finding.subdir.channel for work in self._works.values()}
         for channel in channels:
@@ -145,7 +146,7 @@ class Run:
                 self.report.unchanged[path] = outcome.standing.held or 0
                 for message in outcome.standing.refused:
                     self.report.fail(path, message)
-                self._unchanged.append(subdir)
+                self._unchanged.append(outcome)
             case Absent():
                 self._absent.append(subdir)
             case Unusable():
@@ -187,13 +188,17 @@ class Run:
             log.info("%s: published empty, the upstream has none", path)
         self._desk.note(path, in_sync=True, listed=0, held=0, missing=0)
 
-    def _keep(self, subdir: Subdir) -> None:
+    def _keep(self, unchanged: Unchanged) -> None:
         """See to the little that is to be done for a subdir that did not change."""
-        path = subdir.path
+        path, sent, standing = unchanged.subdir.path, unchanged.sent, unchanged.standing
         orphans = self._mirror.memory.orphans(str(path))
         total = self.report.unchanged[str(path)] + len(orphans)
         self._desk.sweeper.packages(path, orphans, self._desk.unwanted(orphans), total)
-        self._desk.note(path, in_sync=True)
+        changes: dict[str, Any] = {}
+        if sent.whole and sent.validators.url == standing.url:
+            changes = {"etag": sent.validators.etag, "last_modified": sent.validators.last_modified,
+                       "trust": trust(sent, standing, standing.listed or 0, time.time())}  # fmt: skip
+        self._desk.note(path, in_sync=True, **changes)
 
     def _check_room(self) -> None:
         """Refuse to begin what cannot end, on each of the disks."""

@@ -43,6 +43,8 @@ MOST_LAYERS = 3
 FRESH_SECONDS = 86400.0
 # Mirrors date a file by when they fetched it, one form of an index hours after the other.
 SAME_AGE_SECONDS = 86400.0
+# What stands between may have sent other bytes with a file's own validators: after so long it is fetched whole once.
+TRUST_SECONDS = 7 * 86400.0
 # No record is of later than the year 2100.
 TIMESTAMP = re.compile(rb'"timestamp"\s*:\s*([0-9]{1,12}|[1-3][0-9]{12})(?![0-9])')
 
@@ -58,6 +60,7 @@ class Sent:
         data: as it was sent; None where it is what was sent the last time.
         sha256: of `data`, in lower-case hexadecimal.
         stale: see `Standing`.
+        whole: whether the bytes came, and not only the word that they are the same.
     """
 
     form: str
@@ -65,6 +68,7 @@ class Sent:
     validators: Validators
     sha256: str
     stale: str = ""
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class Search:
     Attributes:
         subdir: whose.
         standing: how it stood at the beginning.
+        doubted: whether what came so far names no package: another form is asked for, and may not be there.
         problems: what was wrong with the answers so far, a message each.
         unreachable: whether an upstream could not be asked.
         over: whether there is nothing more to come.
@@ -104,6 +109,7 @@ class Search:
         self._known = known
         self._sha256 = standing.sha256 if known.url else ""
         self.problems: list[str] = []
+        self.doubted = False
         self.unreachable = False
         self.over = False
         self._steps = self._way()
@@ -142,7 +148,7 @@ class Search:
             while places:
                 future = self._request(form, places)
                 yield future
-                answer = self._answer(future)
+                answer = self._answer(future, quiet=self.doubted)
                 if answer is None:
                     break
                 place = next(place for place in places if answer.validators.url.startswith(f"{place}/"))
@@ -195,7 +201,8 @@ class Search:
 
     def _request(self, form: str, urls: Sequence[str]) -> Future[Answer]:
         return self._fetcher.request(
-            [f"{url}/repodata.json{form}" for url in urls], known=self._known, limit=LARGEST_SENT, spare=form != PLAIN
+            [f"{url}/repodata.json{form}" for url in urls], known=self._known, limit=LARGEST_SENT,
+            spare=form != PLAIN or self.doubted,
         )  # fmt: skip
 
     def _head(self, url: str) -> Future[Answer]:
@@ -217,7 +224,7 @@ class Search:
 
     def _sent(self, form: str, answer: Answer) -> Sent:
         if answer.data is None:
-            return Sent(form, None, self._known, self._sha256)
+            return Sent(form, None, self._known, self._sha256, whole=False)
         sha256 = hashlib.sha256(answer.data).hexdigest()
         same = sha256 == self._sha256
         return Sent(form, None if same else answer.data, answer.validators, sha256)
@@ -229,14 +236,38 @@ def begin_searches(mirror: Mirror, only: str, fetcher: Fetcher) -> list[Search]:
     for subdir in mirror.config.subdirs():
         if fnmatchcase(str(subdir.path), only):
             standing = mirror.memory.standing(subdir.path)
-            here = standing.sha256 and mirror.store.index_path(subdir.path).exists()
-            searches.append(Search(fetcher, subdir, standing, published(standing) if here else Validators()))
+            known = Validators()
+            if standing.sha256 and mirror.store.index_path(subdir.path).exists():
+                known = published(standing) if trusted(standing, time.time()) else Validators(standing.url)
+            searches.append(Search(fetcher, subdir, standing, known))
     return searches
 
 
 def published(standing: Standing) -> Validators:
     """Return the validators of the index that was published."""
     return Validators(standing.url, standing.etag, standing.last_modified)
+
+
+def trusted(standing: Standing, now: float) -> bool:
+    """Tell whether the validators of the published index are believed now (Unix time, seconds)."""
+    return now < standing.trust <= now + TRUST_SECONDS
+
+
+def trust(sent: Sent, standing: Standing, count: int, now: float) -> float:
+    """Return until when the validators of an index are to be believed, in Unix time (seconds).
+
+    Of an index that names no package, or fewer than the last one, not yet: bytes that are wrong, with the validators
+    of the right ones, would be "not modified" for ever. They are believed when the same bytes came once more.
+
+    Args:
+        sent: the index.
+        standing: how the subdir stood before.
+        count: how many packages it names.
+        now: Unix time, seconds.
+    """
+    if not sent.whole:
+        return standing.trust
+    return now + TRUST_SECONDS if count and count >= (standing.listed or 0) else 0.0
 
 
 class Extra:

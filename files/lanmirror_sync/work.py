@@ -29,7 +29,7 @@ from lanmirror_sync.standing import Standing
 from lanmirror_sync.store import cores, digest
 from lanmirror_sync.survey import Finding
 from lanmirror_sync.sweep import Sweeper
-from lanmirror_sync.upstream import Beside, unpack
+from lanmirror_sync.upstream import Beside, trust, unpack
 from lanmirror_sync.wrongs import Suspect, Wrongs
 
 # Parsed indexes of so many bytes are kept until they are published; further ones are read again.
@@ -416,6 +416,7 @@ class Desk:
         self.note(
             work.path, in_sync=work.failed.keys() <= work.accepted and not work.pending,
             url=sent.validators.url, etag=sent.validators.etag, last_modified=sent.validators.last_modified,
+            trust=trust(sent, work.finding.standing, len(index.packages), time.time()),
             sha256=sent.sha256, form=sent.form, stale=sent.stale, exclude=list(self._mirror.config.exclude),
             recipe=RECIPE, complete=done and self._extras(work).complete, listed=len(index.packages),
             missing=missing, refused=work.refused, **changes,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -94,6 +96,116 @@ def test_a_page_in_place_of_every_form_but_one(lab: Lab) -> None:
         lab.fault(f"*/repodata.json{form}", body=LOGIN)
     assert lab.sync().code == 0
     lab.check()
+
+
+# ---- not modified --------------------------------------------------------------------------------------------
+
+
+def short_of(lab: Lab, count: int | None) -> bytes:
+    """Return the index without so many of its packages; without any for None, as some send it."""
+    theirs = json.loads((lab.tree / LINUX / "repodata.json").read_bytes())
+    if count is None:
+        return b"{}"
+    gone = list(theirs["packages.conda"])[:count]
+    return json.dumps(
+        {**theirs, "packages.conda": {n: r for n, r in theirs["packages.conda"].items() if n not in gone}}
+    ).encode()
+
+
+def fake(lab: Lab, data: bytes, *forms: str) -> None:
+    """Send other bytes for forms of an index, once each, with the validators of the real ones."""
+    for form in forms:
+        packed = {".zst": zstandard.compress(data), ".bz2": bz2.compress(data), "": data}[form]
+        lab.fault(f"/{LINUX}/repodata.json{form}", body=packed, times=1, method="GET")
+
+
+@pytest.mark.parametrize("forms", [(".zst",), (".zst", ".bz2"), (".zst", ".bz2", "")], ids=" ".join)
+@pytest.mark.parametrize("first", [True, False], ids=["first run", "later run"])
+@pytest.mark.parametrize("lost", [None, 1, 2])
+def test_other_bytes_with_the_validators_of_the_right_ones_are_not_believed_for_ever(
+    lab: Lab, forms: tuple[str, ...], lost: int | None, *, first: bool
+) -> None:
+    if not first:
+        assert lab.sync().code == 0
+        channel.edit(lab.tree / LINUX, later=1)
+    fake(lab, short_of(lab, lost), *forms)
+    run = lab.sync()
+    # Where no form of it names a package, and ours does, that is a failure; and where one does, that one is used.
+    assert run.code == (1 if lost is None and not first and "" in forms else 0), run.log
+    lab.check()
+    if lost is None and "" not in forms:
+        assert len(lab.named(f"{LINUX}/repodata.json")) == 14
+    lab.upstream.faults.clear()
+    runs = [lab.sync() for _ in range(2)]
+    if lost and first:
+        # Nothing tells that a package is lacking; the upstream's next index brings it, or the next week.
+        channel.edit(lab.tree / LINUX, later=2)
+        runs.append(lab.sync())
+    assert [run.code for run in runs] == [0] * len(runs), runs[0].log
+    assert len(lab.check().named[f"{LINUX}/repodata.json"]) == 14
+
+
+def test_an_index_that_came_twice_is_asked_for_conditionally(lab: Lab) -> None:
+    assert lab.sync().code == 0
+    channel.retract(lab.tree / "pkgs/main", "linux-64", "tool-2.0-0.conda")
+    wholes = []
+    for _ in range(4):
+        lab.upstream.requests.clear()
+        assert lab.sync().code == 0
+        asked = lab.upstream.asked(f"/{LINUX}/repodata.json.zst", "GET")
+        wholes.append(sum("If-None-Match" not in request.headers for request in asked))
+        assert len(asked) == 1
+    # The first run has the validators of the index before.
+    assert wholes == [0, 1, 0, 0]
+
+
+def test_a_new_validator_of_the_same_bytes_is_remembered(lab: Lab) -> None:
+    assert lab.sync().code == 0
+    os.utime(lab.tree / LINUX / "repodata.json.zst", (time.time() - 60, time.time() - 60))
+    for _ in range(2):
+        lab.upstream.requests.clear()
+        assert "2 of 2 subdirs unchanged" in lab.sync().log
+    tag = json.loads((lab.mirror / ".lanmirror/public/status.json").read_bytes())["subdirs"][LINUX]["revision"]
+    (request,) = lab.upstream.asked(f"/{LINUX}/repodata.json.zst")
+    assert request.headers["If-None-Match"] == tag
+
+
+def test_after_a_week_an_index_is_fetched_whole(lab: Lab) -> None:
+    """Whatever stood between, and sent wrong bytes with the validators of right ones."""
+    assert lab.sync().code == 0
+    with sqlite3.connect(lab.mirror / ".lanmirror/memory.sqlite") as memory:
+        key = f"subdir/{LINUX}"
+        (text,) = memory.execute("SELECT value FROM fact WHERE key = ?", (key,)).fetchone()
+        standing = json.loads(text)
+        assert 6.9 * 86400 < standing["trust"] - time.time() < 7 * 86400
+        memory.execute("UPDATE fact SET value = ? WHERE key = ?", (json.dumps({**standing, "trust": time.time()}), key))
+    conditional = []
+    for _ in range(2):
+        lab.upstream.requests.clear()
+        run = lab.sync()
+        assert "2 of 2 subdirs unchanged" in run.log
+        (request,) = lab.upstream.asked(f"/{LINUX}/repodata.json*")
+        conditional.append("If-None-Match" in request.headers)
+    assert conditional == [False, True]
+
+
+def test_not_modified_is_no_answer_to_who_asked_for_all(lab: Lab, tmp_path: Path) -> None:
+    """Of a mirror with nothing; and of a second upstream, which was not told what is here."""
+    lab.fault("*.zst", status=304)
+    assert lab.sync().code == 0
+    assert len(lab.check().named[f"{LINUX}/repodata.json"]) == 14
+    shutil.copytree(lab.tree, tmp_path / "second")
+    with server.serving(tmp_path / "second") as second:
+        lab.settings["upstream"] = {"repo": [lab.upstream.url, second.url], "cloud": f"{second.url}/cloud"}
+        (name,) = channel.publish(tmp_path / "second/pkgs/main", channel.Spec("fresh", subdir="linux-64"))
+        lab.remember()
+        lab.genuine.add(hashlib.sha256((tmp_path / "second" / LINUX / name).read_bytes()).hexdigest())
+        lab.fault("*", status=503)
+        second.faults["*.zst"] = server.Fault(status=304)
+        lab.settings["retries"] = 0
+        run = lab.sync()
+        assert run.code == 0, run.log
+        assert name in lab.check().named[f"{LINUX}/repodata.json"]
 
 
 # ---- out of date ---------------------------------------------------------------------------------------------
