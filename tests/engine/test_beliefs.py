@@ -162,12 +162,13 @@ def test_an_index_that_came_twice_is_asked_for_conditionally(lab: Lab) -> None:
 def test_a_new_validator_of_the_same_bytes_is_remembered(lab: Lab) -> None:
     assert lab.sync().code == 0
     os.utime(lab.tree / LINUX / "repodata.json.zst", (time.time() - 60, time.time() - 60))
-    for _ in range(2):
+    sent = []
+    for _ in range(3):
         lab.upstream.requests.clear()
         assert "2 of 2 subdirs unchanged" in lab.sync().log
-    tag = json.loads((lab.mirror / ".lanmirror/public/status.json").read_bytes())["subdirs"][LINUX]["revision"]
-    (request,) = lab.upstream.asked(f"/{LINUX}/repodata.json.zst")
-    assert request.headers["If-None-Match"] == tag
+        (request,) = lab.upstream.asked(f"/{LINUX}/repodata.json.zst")
+        sent.append(request.headers["If-None-Match"])
+    assert sent[0] != sent[1] == sent[2]
 
 
 def test_after_a_week_an_index_is_fetched_whole(lab: Lab) -> None:

@@ -335,10 +335,11 @@ def content(lab: Lab, file: Path, odd: set[str]) -> dict[str, str] | None:
     """
     try:
         data = file.read_bytes()
-        unpack: Callable[[bytes], bytes] = {".zst": zstandard.decompress, ".bz2": bz2.decompress}.get(
-            file.suffix, bytes
-        )
-        index = json.loads(unpack(data))
+        if file.suffix == ".zst":
+            data = zstandard.decompress(data)
+        elif file.suffix == ".bz2":
+            data = bz2.decompress(data)
+        index = json.loads(data)
         records = {**index.get("packages", {}), **index.get("packages.conda", {})}
         path = file.parent.relative_to(lab.mirror if lab.mirror in file.parents else lab.tree)
         return {
@@ -389,6 +390,4 @@ def test_whatever_an_upstream_does(fresh: Callable[[int], Iterator[Lab]], capsys
             assert last.code or untrue(lab, chaos, "*") == [], f"seed {SEED}, sequence {number}: {last.log}"
         number += 1
     with capsys.disabled():
-        print(
-            f"{runs} runs in {number} sequences, exit codes {dict(sorted(codes.items()))}; in sync were {codes.get(0, 0)}"
-        )
+        print(f"{runs} runs in {number} sequences, exit codes {dict(sorted(codes.items()))}")
