@@ -20,6 +20,7 @@ NUMBERS = {
     "devpi_max_upload_mib": (1, 65536),
     "devpi_min_free_gib": (0, 1048576),
     "devpi_mirror_cache_expiry": (0, 604800),
+    "devpi_page_timeout": (5, 3600),
     "devpi_pages_max_stale": (120, 31536000),
     "devpi_port": (1024, 65532),
     "devpi_request_timeout": (1, 300),

@@ -1,117 +1,495 @@
-"""Ask an upstream for the page of a project.
+"""The page of a project in a mirror: known, or asked for.
 
-devpi asks its upstream when a page it has is older than `mirror_cache_expiry`, and waits for it: when the upstream
-drops packets, for five seconds, for each project, each time. That hits most those who use a private index on top of
-a mirror, whose pages Nginx must not keep. With this, one request in PAUSE seconds waits for PATIENCE seconds; the
-others get what is known at once, and devpi goes on reading in the background, as it does by itself.
+A page that is younger than `mirror_cache_expiry` is given as it is stored. For an older one the upstream is asked, and
+waited for PATIENCE seconds; then the stored one is given, and the answer is stored when it comes. For a page that is
+not known, the client waits as long as bytes come. One request for a page is under way at a time, whoever waits for it,
+in a thread of its own: reading, parsing and storing are in nobody's way.
 
-It also sets an end to that: what the upstream has not confirmed for `max_stale` seconds is an error. devpi forgets at a
-restart when that was, so the time counts from there at the earliest.
+Where an upstream is silent, nobody waits for it again for PAUSE seconds. What the upstream has not confirmed for
+`max_stale` seconds is an error.
 
-Connections to an upstream stay open for the next page. devpi makes a client for each, and with it a connection: with
-TLS, two or three round trips before the one for the page itself.
+A page is stored as one value (`page.dump`), with the URL of each file. devpi itself stores an entry for each link as well,
+which takes seconds for a large project; here an entry is made when its file is fetched.
+
+A page belongs to the URL that it came from: when `mirror_url` is changed, nothing of before is given any more.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import re
+import threading
 import time
-from collections.abc import AsyncIterator
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
-from devpi_server import httpclient, mirror
+from devpi_common.url import URL
+from devpi_server import mirror
+from devpi_server.log import threadlog
+from devpi_server.normalized import normalize_name
 
-from lanmirror_devpi.flat import FLAT, FlatUpstream
+from lanmirror_devpi import outside, page
+from lanmirror_devpi.flat import FLAT
 from lanmirror_devpi.replace import replace
+from lanmirror_devpi.times import MISSING, Store, Times
 from lanmirror_devpi.told import Told
 
 PATIENCE = 1.0
 PAUSE = 30.0
-STARTED = time.monotonic()
+# How many pages are asked for at a time, and how many of an upstream that is silent.
+THREADS, THREADS_OF_SILENT = 64, 4
+# No page is larger, bytes: that of the project with the most files is a tenth of it.
+MAX_PAGE = 128 << 20
+ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.01"
+# Where the page stands in the value that devpi has for it.
+FIELD = "lanmirror"
+# The page of all files of a flat upstream is parsed for each project; it is asked for once in so many seconds.
+FLAT_SECONDS = 60.0
+# The mark of a page that devpi stored before there was this plugin.
+BEFORE = "before"
 
-silent_since: dict[str, float] = {}
+
+@dataclass(frozen=True)
+class Known:
+    """A stored page.
+
+    Attributes:
+        packed: The page itself, as `page.dump` makes it.
+        mark: Differs from that of any other page.
+        source: URL of the index that it came from; "" for one that devpi stored before there was this plugin.
+        etag: The upstream's, "" for none.
+        serial: The upstream's, -1 for none (header X-PyPI-Last-Serial).
+    """
+
+    packed: bytes
+    mark: str
+    source: str
+    etag: str
+    serial: int
+
+    @property
+    def page(self) -> page.Page:
+        """The page, unpacked."""
+        return page.load(self.packed)
 
 
-class PageClient(httpx.AsyncClient):
-    """An HTTP client whose connections stay open for a few seconds, as long as httpx's own default says."""
+@dataclass(frozen=True)
+class Question:
+    """What an upstream is asked for.
 
-    async def send(self, request: Any, **options: Any) -> Any:
-        """Return the answer; ask once more where the upstream was just closing the connection (RFC 9110, 9.2.2)."""
+    Attributes:
+        index: user/index.
+        source: URL of the index without credentials, with a slash at the end.
+        flat: Whether the page of all files stands there.
+        project: The project's normal name.
+        known: What is stored, None for nothing.
+        ignore_serial: Whether an older serial is as good.
+    """
+
+    index: str
+    source: str
+    flat: bool
+    project: str
+    known: Known | None
+    ignore_serial: bool
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of it.
+
+    Attributes:
+        known: The page of now, the same as before where it has not changed; None where there is none.
+        why: Why the upstream gave nothing of use; "" when it did.
+        devpi_serial: On a replica: what the primary's database has from then on.
+    """
+
+    known: Known | None = None
+    why: str = ""
+    devpi_serial: int = -1
+
+
+@dataclass
+class Flight:
+    """A request that is under way; `reply` is there when `read` is set, and stored when `ended` is."""
+
+    read: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+    reply: Reply = field(default_factory=Reply)
+
+
+class AnswerError(Exception):
+    """The upstream gives nothing of use; the message says why, and holds no credentials."""
+
+
+class Asker:
+    """Asks the upstreams of all mirrors."""
+
+    def __init__(self, xom: Any, told: Told, *, max_stale: float, limit: float) -> None:
+        """Ask for the mirrors of `xom`.
+
+        Args:
+            xom: devpi's own object of everything.
+            told: Where it is written which upstreams answer.
+            max_stale: Seconds after which an unconfirmed page is an error.
+            limit: Seconds after which a page that still comes is given up.
+        """
+        self.xom, self.told, self.max_stale, self.limit = xom, told, max_stale, limit
+        self.store = Store(xom.config.server_path / ".lanmirror-times.sqlite")
+        self.started = time.time()
+        self._threads = ThreadPoolExecutor(THREADS, "lanmirror-page")
+        self._lock = threading.Lock()
+        self._flights: dict[tuple[str, str], Flight] = {}
+        self._silent: dict[str, float] = {}
+        self._flat: dict[str, tuple[float, str, str, bytes]] = {}
+        self._flat_locks: dict[str, threading.Lock] = {}
+
+    # ---- what is known -------------------------------------------------------------------------------------
+
+    def times(self, index: str) -> Times:
+        """Return what is known of when the pages of an index were confirmed."""
+        return Times(self.store, index)
+
+    def is_silent(self, index: str) -> bool:
+        """Return whether the upstream of an index let somebody wait just now."""
+        return time.monotonic() - self._silent.get(index, -PAUSE) < PAUSE
+
+    def was_silent(self, index: str) -> None:
+        """Remember that the upstream of an index lets somebody wait."""
+        self._silent[index] = time.monotonic()
+
+    def is_overdue(self, times: Times, project: Any) -> bool:
+        """Return whether the upstream has not confirmed a page for too long."""
+        confirmed = times.confirmed(project)
+        return time.time() - (confirmed.at if confirmed else self.started) > self.max_stale
+
+    # ---- one request for a page at a time -------------------------------------------------------------------
+
+    def ask(self, stage: Any, question: Question, *, store: bool) -> Flight | None:
+        """Return the request for a page that is under way, or begin one; None where its upstream has too many."""
+        key = question.index, question.project
+        with self._lock:
+            flight = self._flights.get(key)
+            if flight is not None:
+                return flight
+            if question.known and self.is_silent(question.index):
+                waiting = sum(index == question.index for index, _ in self._flights)
+                if waiting >= THREADS_OF_SILENT:
+                    return None
+            flight = self._flights[key] = Flight()
+        self._threads.submit(self._fly, stage, question, flight, store)
+        return flight
+
+    def _fly(self, stage: Any, question: Question, flight: Flight, store: bool) -> None:  # noqa: FBT001 - submit's
         try:
-            return await super().send(request, **options)
-        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-            return await super().send(request, **options)
+            flight.reply = self._reply(stage, question)
+            flight.read.set()
+            if store:
+                self.settle(question, flight.reply)
+        except Exception as error:  # noqa: BLE001 - whoever waits is told, whatever it was
+            threadlog.exception("the page of %s in %s", question.project, question.index)
+            flight.reply = Reply(why=f"{type(error).__name__}: {error}")
+        finally:
+            with self._lock:
+                self._flights.pop((question.index, question.project), None)
+            flight.read.set()
+            flight.ended.set()
+
+    def settle(self, question: Question, reply: Reply) -> None:
+        """Store what came of a request."""
+        times = self.times(question.index)
+        known = reply.known
+        if reply.why or self.xom.is_replica():
+            return
+        if known is None:
+            # One that was there is asked for each time, until it is too old.
+            if question.known is None:
+                times.confirm(question.project, MISSING)
+            return
+        if question.known is None or known.mark != question.known.mark:
+            user, index = question.index.split("/")
+            with self.xom.keyfs.write_transaction(allow_restart=True):
+                stage = self.xom.model.getstage(user, index)
+                # It may have been removed or changed meanwhile.
+                if stage is None or source_of(stage) != question.source:
+                    return
+                stage.key_projsimplelinks(question.project).set(stored(known))
+                stage.add_project_name(question.project)
+                self.xom.keyfs.tx.on_commit_success(lambda: times.confirm(question.project, known.mark))
+        else:
+            times.confirm(question.project, known.mark)
+
+    # ---- what is asked ------------------------------------------------------------------------------------
+
+    def _reply(self, stage: Any, question: Question) -> Reply:
+        try:
+            reply = self._from_primary(stage, question) if self.xom.is_replica() else self._from_upstream(stage, question)
+        except AnswerError as error:
+            self.told.tell(question.index, str(error))
+            return Reply(why=str(error))
+        self.told.tell(question.index, "")
+        return reply
+
+    def _from_primary(self, stage: Any, question: Question) -> Reply:
+        known = question.known
+        # The primary waits for its upstream as long as it may.
+        status, headers, _, _ = self._get(stage, f"{question.source}{question.project}/", {}, self.limit + 30)
+        if status == HTTPStatus.NOT_FOUND:
+            return Reply()
+        if status != HTTPStatus.OK:
+            raise AnswerError(f"{status} status")
+        return Reply(known=known, devpi_serial=int(headers.get("X-DEVPI-SERIAL", -1)))
+
+    def _from_upstream(self, stage: Any, question: Question) -> Reply:
+        known = question.known
+        if question.flat:
+            url, content_type, body = self._flat_page(stage, question)
+            etag, serial = "", -1
+        else:
+            url = f"{question.source}{question.project}/"
+            asking = {"Accept": ACCEPT}
+            if known and known.etag:
+                asking["If-None-Match"] = known.etag
+            status, answer, url, body = self._get(stage, url, asking, stage.timeout)
+            if status == HTTPStatus.NOT_MODIFIED and known:
+                return Reply(known)
+            if status == HTTPStatus.NOT_FOUND or (
+                status == HTTPStatus.FORBIDDEN and self._has_only_refused_this(stage, question)
+            ):
+                return Reply()
+            if status != HTTPStatus.OK:
+                raise AnswerError(f"{status} status")
+            content_type, etag = answer.get("Content-Type", ""), answer.get("ETag", "")
+            serial = as_serial(answer.get("X-PYPI-LAST-SERIAL"))
+            if normalize_name(urlsplit(url).path.rstrip("/").rpartition("/")[2]) != question.project:
+                raise AnswerError("it leads to the page of another project")
+        if known and serial < known.serial:
+            if not question.ignore_serial:
+                raise AnswerError(f"it gives serial {serial}, older than {known.serial}")
+            # When the upstream is changed back, its pages count again.
+            serial = -1
+        try:
+            found = page.parse(question.project, url, content_type, body)
+        except page.PageError as error:
+            raise AnswerError(str(error)) from error
+        if not found.files:
+            if question.flat:
+                return Reply()
+            # A login page, or a page that broke: what is known is better. A project in quarantine has no files by intent
+            # (https://packaging.python.org/en/latest/specifications/project-status-markers/).
+            said = found.told.get("project-status")
+            quarantined = isinstance(said, dict) and said.get("status") == "quarantined"
+            if (known and known.page.files and not quarantined) or not is_json(content_type):
+                raise AnswerError("its page has no files")
+        packed = page.dump(found)
+        return Reply(Known(packed, hashlib.sha256(packed).hexdigest()[:24], question.source, etag, serial))
+
+    def _has_only_refused_this(self, stage: Any, question: Question) -> bool:
+        """Return whether a 403 means that the upstream has no such project, as object stores say it.
+
+        It does where another page of the same index is given: who is turned away gets none.
+        """
+        with self.xom.keyfs.read_transaction(allow_reuse=True):
+            ours = self.xom.model.getstage(*question.index.split("/"))
+            others = [] if ours is None else sorted(name for name in ours.key_projects.get() if name != question.project)
+        url = f"{question.source}{others[0]}/" if others else question.source
+        # Of the list of all projects, the beginning is enough.
+        status, *_ = self._get(stage, url, {"Accept": ACCEPT, "Range": "bytes=0-0"}, stage.timeout, body=False)
+        return status in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_FOUND}
+
+    def _flat_page(self, stage: Any, question: Question) -> tuple[str, str, bytes]:
+        with self._lock:
+            lock = self._flat_locks.setdefault(question.index, threading.Lock())
+        with lock:
+            at, url, content_type, body = self._flat.get(question.index, (-FLAT_SECONDS, "", "", b""))
+            if time.monotonic() - at >= FLAT_SECONDS or not url.startswith(question.source.rstrip("/")):
+                status, answer, url, body = self._get(stage, question.source, {"Accept": ACCEPT}, stage.timeout)
+                if status != HTTPStatus.OK:
+                    raise AnswerError(f"{status} status")
+                content_type = answer.get("Content-Type", "")
+                self._flat[question.index] = time.monotonic(), url, content_type, body
+            return url, content_type, body
+
+    def _get(
+        self, stage: Any, url: str, headers: dict[str, str], timeout: float, *, body: bool = True
+    ) -> tuple[int, httpx.Headers, str, bytes]:
+        """Return status, headers, URL and body of an answer; AnswerError where there is none, or no end of it."""
+        until = time.monotonic() + self.limit
+        try:
+            text = bytearray()
+            asking = {"Accept-Encoding": "gzip", **headers}
+            with outside.client(stage).stream("GET", url, headers=asking, timeout=timeout) as answer:
+                if body and answer.status_code == HTTPStatus.OK:
+                    for piece in answer.iter_bytes():
+                        text += piece
+                        if len(text) > MAX_PAGE:
+                            raise AnswerError(f"its page is larger than {MAX_PAGE >> 20} MiB")
+                        if time.monotonic() > until:
+                            raise AnswerError(f"its page takes longer than {self.limit:.0f} s")
+                return answer.status_code, answer.headers, str(answer.url), bytes(text)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            threadlog.warn("%s: %s: %s", re.sub(r"//[^/@]*@", "//", url), type(error).__name__, error)
+            raise AnswerError("it cannot be reached") from error
 
 
-page_clients: dict[Any, PageClient] = {}
+def as_serial(header: str | None) -> int:
+    """Return a serial as a number, -1 where there is none."""
+    return int(header) if header and header.isdecimal() else -1
 
 
-@contextlib.asynccontextmanager
-async def async_client(self: Any) -> AsyncIterator[PageClient]:
-    """Lend the client for pages, as the method of devpi's that it takes the place of makes one; all in one thread."""
-    if self not in page_clients:
-        # As before, indexes on one host share no cookies, and who waits for a silent upstream is in nobody's way.
-        page_clients[self] = PageClient(
-            headers=self.headers,
-            verify=self._ssl_context,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
-        )
-    yield page_clients[self]
+def is_json(content_type: str) -> bool:
+    """Return whether an answer says that it is in JSON."""
+    return content_type.partition(";")[0].strip().endswith("json")
 
 
-def install(*, max_stale: float, told: Told) -> None:
-    """Replace the methods of devpi's that ask an upstream for a page."""
-    load = mirror.MirrorStage._load_cache_links
+def source_of(stage: Any) -> str:
+    """Return the URL that the pages of a mirror come from, without credentials, with a slash at the end."""
+    return str(stage.mirror_url_without_auth.url)
+
+
+def stored(known: Known) -> dict[str, Any]:
+    """Return the value that devpi stores for a page; its own fields say nothing."""
+    about = {"page": known.packed, "mark": known.mark, "source": known.source, "etag": known.etag}
+    return {"links": [], "requires_python": [], "yanked": [], "serial": known.serial, "etag": None, FIELD: about}
+
+
+def known_page(stage: Any, project: Any) -> Known | None:
+    """Return the stored page of a project, whatever it came from; None where there is none."""
+    value = stage.key_projsimplelinks(project).get()
+    about = value.get(FIELD)
+    if about:
+        return Known(about["page"], about["mark"], about["source"], about["etag"], value["serial"])
+    if not value.get("links"):
+        return None
+    # devpi's own, of before there was this plugin: its files have entries, with their URLs.
+    links = mirror.join_links_data(value["links"], value.get("requires_python", []), value.get("yanked", []))
+    return Known(page.dump(page.of_links(str(project), links)), BEFORE, "", "", -1)
+
+
+def known_here(stage: Any, project: Any) -> Known | None:
+    """Return the stored page of a project, unless it came from another `mirror_url`."""
+    known = known_page(stage, project)
+    if known is None or stage.xom.is_replica() or known.source in {"", source_of(stage)}:
+        return known
+    return None
+
+
+def get(stage: Any, project: Any) -> tuple[Known, bool]:
+    """Return the page of a project in a mirror, and whether it is older than it should be.
+
+    Raises:
+        stage.UpstreamNotFoundError: The upstream has no such project.
+        stage.UpstreamError: It is not known, and the upstream gives nothing of use; or what is known is too old.
+    """
+    asker: Asker = stage.xom.lanmirror_asker
+    project = normalize_name(project)
+    known, times = known_here(stage, project), stage.cache_retrieve_times
+    fresh = not times.is_expired(project, stage.cache_expiry) and times.mark(project) == (known.mark if known else MISSING)
+    if fresh and not known:
+        raise stage.UpstreamNotFoundError(f"project {project} not found")
+    # A replica's own threads set `offline`: nobody is to be asked for them.
+    if known and (fresh or stage.offline):
+        return known, False
+    if stage.offline:
+        raise stage.UpstreamError("offline mode")
+    question = Question(
+        index=stage.name,
+        source=source_of(stage),
+        flat=bool(stage.ixconfig.get(FLAT)) and not stage.xom.is_replica(),
+        project=project,
+        known=known if known and known.source else None,
+        ignore_serial=stage.ignore_serial_header,
+    )
+    reply = answered(asker, stage, question, patient=known is None)
+    if reply is None or reply.why or (known and reply.known is None and reply.devpi_serial < 0):
+        why = reply.why if reply else "the upstream is silent"
+        if known is None:
+            raise stage.UpstreamError(f"{project}: {why}")
+        if asker.is_overdue(times, project):
+            if reply and not reply.why:
+                raise stage.UpstreamNotFoundError(f"project {project} is gone")
+            raise stage.UpstreamError(f"the upstream has not confirmed {project} for {asker.max_stale:.0f} seconds: {why}")
+        return known, True
+    if reply.devpi_serial >= 0:
+        return of_primary(stage, project, reply.devpi_serial), False
+    if reply.known is None:
+        raise stage.UpstreamNotFoundError(f"project {project} not found")
+    return reply.known, False
+
+
+def answered(asker: Asker, stage: Any, question: Question, *, patient: bool) -> Reply | None:
+    """Return what came of asking, None where it has not come yet; who is not patient waits for PATIENCE seconds."""
+    writing = stage.keyfs.tx.write
+    silent = asker.is_silent(question.index)
+    flight = asker.ask(stage, question, store=not writing)
+    if flight is None:
+        return None
+    # In a transaction that writes, as for the button of a page, nobody else could store.
+    done = flight.read if writing else flight.ended
+    if not done.wait(None if patient else 0 if silent else PATIENCE):
+        asker.was_silent(question.index)
+        return None
+    if writing:
+        asker.settle(question, flight.reply)
+    else:
+        stage.keyfs.restart_read_transaction()
+    return flight.reply
+
+
+def of_primary(stage: Any, project: Any, serial: int) -> Known:
+    """Return the page of a project that this replica's primary has as of `serial`."""
+    if not stage.keyfs.wait_tx_serial(serial, timeout=stage.timeout):
+        raise stage.UpstreamError(f"what the primary knows of {project} has not come yet")
+    if not stage.keyfs.tx.write:
+        stage.keyfs.restart_read_transaction()
+    known = known_page(stage, project)
+    if known is None:
+        raise stage.UpstreamError(f"the primary has no page of {project}")
+    stage.cache_retrieve_times.confirm(project, known.mark)
+    return known
+
+
+def file(stage: Any, path: str) -> dict[str, Any] | None:
+    """Return what devpi's database would have for a file of a mirror that nobody has fetched, by its stored page.
+
+    Args:
+        stage: The mirror.
+        path: Of the file, as `user/index/+f/abc/0123456789abc/NAME`.
+
+    Returns:
+        devpi's own fields: url, hash_spec, hashes, project, version; None where no page has the file.
+    """
+    below = path.removeprefix(f"{stage.name}/")
+    name = below.rpartition("/")[2]
+    for project in page.projects_of(name):
+        known = known_here(stage, project) if stage.is_project_cached(project) else None
+        for found in known.page.files if known else ():
+            if found.path == below and found.url:
+                return page.meta_of(project, found)
+    return None
+
+
+def install(xom: Any, *, max_stale: float, limit: float, told: Told) -> None:
+    """Put this in the place of devpi's own asking."""
+    xom.lanmirror_asker = asker = Asker(xom, told, max_stale=max_stale, limit=limit)
 
     def get_simplelinks_perstage(self: Any, project: Any) -> Any:
-        """Return the links of a project, as the method of devpi's that it takes the place of."""
-        project = mirror.normalize_name(project)
-        expired, links, *_ = load(self, project)
-        # A replica's own threads set `offline`: nobody is to be asked for them.
-        if links is None or not expired or self.offline:
-            return ask(self, project)
-        before = time.monotonic()
-        if before - silent_since.get(self.name, -PAUSE) < PAUSE:
-            answer = self.SimpleLinks(links, core_metadata=self.provides_core_metadata, stale=True)
-        else:
-            patience, self.timeout = self.timeout, min(self.timeout, PATIENCE)
-            try:
-                answer = ask(self, project)
-            finally:
-                self.timeout = patience
-            if time.monotonic() - before >= min(patience, PATIENCE):
-                silent_since[self.name] = time.monotonic()
-        unconfirmed = self.cache_retrieve_times.is_expired(project, max_stale)
-        if unconfirmed and time.monotonic() - STARTED > max_stale:
-            raise self.UpstreamError(
-                f"the upstream has not confirmed the page of {project!r} for {max_stale:.0f} seconds"
-            )
-        return answer
+        """Return the links of a project, for what is not a page: versions, for example."""
+        known, stale = get(self, project)
+        return self.SimpleLinks(page.links_of(self.name, known.page), stale=stale)
 
-    async def _async_fetch_releaselinks(
-        self: Any, newlinks_future: Any, project: Any, cache_serial: int, etag: Any, _key_from_link: Any
-    ) -> None:
-        """Ask the upstream for the page of a project, as the method of devpi's that it takes the place of."""
-        if self.ixconfig.get(FLAT) and not isinstance(self.http, FlatUpstream):
-            page = mirror.URL(self.ixconfig["mirror_url"]).replace(username=None, password=None)
-            self.http = FlatUpstream(self.http, page)
-        try:
-            await fetch(self, newlinks_future, project, cache_serial, etag, _key_from_link)
-        except (self.UpstreamNotModified, self.UpstreamNotFoundError):
-            told.tell(self.name, "")
-            raise
-        except self.UpstreamError as error:
-            # Without the project's page, which is another one each time. -1 is devpi's own, for no answer at all.
-            why = re.sub(r" on GET .*", "", str(error), flags=re.DOTALL)
-            told.tell(self.name, "it cannot be reached" if why == "-1 status" else why)
-            raise
-        else:
-            told.tell(self.name, "")
+    def _load_cache_links(self: Any, project: Any) -> tuple[bool, Any, int, None]:
+        """Return the links that are known, for devpi's deletions."""
+        known = known_page(self, project)
+        return True, page.links_of(self.name, known.page) if known else None, known.serial if known else -1, None
 
-    ask = replace(mirror.MirrorStage, "get_simplelinks_perstage", get_simplelinks_perstage)
-    fetch = replace(mirror.MirrorStage, "_async_fetch_releaselinks", _async_fetch_releaselinks)
-    replace(httpclient.HTTPClient, "async_client", async_client)
+    def cache_retrieve_times(self: Any) -> Times:
+        return asker.times(self.name)
+
+    replace(mirror.MirrorStage, "get_simplelinks_perstage", get_simplelinks_perstage)
+    replace(mirror.MirrorStage, "_load_cache_links", _load_cache_links)
+    mirror.MirrorStage.cache_retrieve_times = property(cache_retrieve_times)

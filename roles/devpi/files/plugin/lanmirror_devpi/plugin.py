@@ -23,6 +23,12 @@ def devpiserver_add_parser_options(parser: Any) -> None:
         help="seconds after which a mirror's page is an error that its upstream has not confirmed",
     )
     group.addoption(
+        "--lanmirror-page-timeout",
+        type=float,
+        default=60.0,
+        help="seconds after which a page is given up that still comes from the upstream",
+    )
+    group.addoption(
         "--lanmirror-pages-fresh",
         type=int,
         default=60,
@@ -45,7 +51,12 @@ def devpiserver_add_parser_options(parser: Any) -> None:
 def devpiserver_cmdline_run(xom: Any) -> None:
     """Put our functions into devpi before it starts; return None, so that it goes on."""
     arguments = xom.config.args
-    mirror.install(max_stale=arguments.lanmirror_max_stale, told=Told(arguments.lanmirror_upstreams))
+    mirror.install(
+        xom,
+        max_stale=arguments.lanmirror_max_stale,
+        limit=arguments.lanmirror_page_timeout,
+        told=Told(arguments.lanmirror_upstreams),
+    )
     flat.install()
     outside.install()
     replica.install()
