@@ -7,9 +7,12 @@ database, so replicas, backups and upgrades carry it.
     replace.py   puts our functions in the place of devpi's, where devpi has no hook; refuses another devpi
     tween.py     the answers to Nginx: 424, compression, headers
     page.py      what an upstream's page tells, and how it is stored
-    mirror.py    asks an upstream for the page of a project
-    flat.py      an upstream of one page
-    outside.py   the HTTP client for upstreams, which goes nowhere inside; the setting `file_hosts`
+    page.py      the page of a project as an upstream tells it; pure
+    links.py     such a page, and devpi's own links and entries in its place
+    mirror.py    the page of a project in a mirror: known, or asked for
+    times.py     when pages were confirmed by their upstreams
+    outside.py   the HTTP client for upstreams
+    flat.py      the setting `flat`: an upstream of one page
     told.py      which upstreams answer, for the watchdog
 
 Made for the version of devpi-server that requirements.txt pins.

@@ -8,8 +8,8 @@ in a thread of its own: reading, parsing and storing are in nobody's way.
 Where an upstream is silent, nobody waits for it again for PAUSE seconds. What the upstream has not confirmed for
 `max_stale` seconds is an error.
 
-A page is stored as one value (`page.dump`), with the URL of each file. devpi itself stores an entry for each link as well,
-which takes seconds for a large project; here an entry is made when its file is fetched.
+A page is stored as one value (`page.dump`), with the URL of each file. devpi itself stores an entry for each link as
+well, which takes seconds for a large project; here an entry is made when its file is fetched.
 
 A page belongs to the URL that it came from: when `mirror_url` is changed, nothing of before is given any more.
 """
@@ -20,6 +20,7 @@ import hashlib
 import re
 import threading
 import time
+from base64 import b64decode, b64encode
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -27,12 +28,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from devpi_common.url import URL
 from devpi_server import mirror
 from devpi_server.log import threadlog
 from devpi_server.normalized import normalize_name
 
-from lanmirror_devpi import outside, page
+from lanmirror_devpi import links, outside, page
 from lanmirror_devpi.flat import FLAT
 from lanmirror_devpi.replace import replace
 from lanmirror_devpi.times import MISSING, Store, Times
@@ -184,13 +184,13 @@ class Asker:
         self._threads.submit(self._fly, stage, question, flight, store)
         return flight
 
-    def _fly(self, stage: Any, question: Question, flight: Flight, store: bool) -> None:  # noqa: FBT001 - submit's
+    def _fly(self, stage: Any, question: Question, flight: Flight, store: bool) -> None:
         try:
             flight.reply = self._reply(stage, question)
             flight.read.set()
             if store:
                 self.settle(question, flight.reply)
-        except Exception as error:  # noqa: BLE001 - whoever waits is told, whatever it was
+        except Exception as error:
             threadlog.exception("the page of %s in %s", question.project, question.index)
             flight.reply = Reply(why=f"{type(error).__name__}: {error}")
         finally:
@@ -208,6 +208,7 @@ class Asker:
         if known is None:
             # One that was there is asked for each time, until it is too old.
             if question.known is None:
+                self._forget(question)
                 times.confirm(question.project, MISSING)
             return
         if question.known is None or known.mark != question.known.mark:
@@ -223,11 +224,28 @@ class Asker:
         else:
             times.confirm(question.project, known.mark)
 
+    def _forget(self, question: Question) -> None:
+        """Delete a stored page that nothing is known by: it came from another `mirror_url`."""
+        user, index = question.index.split("/")
+        with self.xom.keyfs.read_transaction(allow_reuse=True):
+            stage = self.xom.model.getstage(user, index)
+            if stage is None or not stage.is_project_cached(question.project):
+                return
+        with self.xom.keyfs.write_transaction(allow_restart=True):
+            stage = self.xom.model.getstage(user, index)
+            if stage is not None and source_of(stage) == question.source:
+                stage.key_projsimplelinks(question.project).delete()
+                projects = stage.key_projects.get_mutable()
+                projects.discard(question.project)
+                stage.key_projects.set(projects)
+
     # ---- what is asked ------------------------------------------------------------------------------------
 
     def _reply(self, stage: Any, question: Question) -> Reply:
         try:
-            reply = self._from_primary(stage, question) if self.xom.is_replica() else self._from_upstream(stage, question)
+            reply = (
+                self._from_primary(stage, question) if self.xom.is_replica() else self._from_upstream(stage, question)
+            )
         except AnswerError as error:
             self.told.tell(question.index, str(error))
             return Reply(why=str(error))
@@ -250,41 +268,29 @@ class Asker:
             url, content_type, body = self._flat_page(stage, question)
             etag, serial = "", -1
         else:
-            url = f"{question.source}{question.project}/"
             asking = {"Accept": ACCEPT}
             if known and known.etag:
                 asking["If-None-Match"] = known.etag
-            status, answer, url, body = self._get(stage, url, asking, stage.timeout)
+            status, answer, url, body = self._get(stage, f"{question.source}{question.project}/", asking, stage.timeout)
             if status == HTTPStatus.NOT_MODIFIED and known:
                 return Reply(known)
-            if status == HTTPStatus.NOT_FOUND or (
-                status == HTTPStatus.FORBIDDEN and self._has_only_refused_this(stage, question)
-            ):
+            gone = status == HTTPStatus.FORBIDDEN and self._has_only_refused_this(stage, question)
+            if gone or status == HTTPStatus.NOT_FOUND:
                 return Reply()
             if status != HTTPStatus.OK:
                 raise AnswerError(f"{status} status")
-            content_type, etag = answer.get("Content-Type", ""), answer.get("ETag", "")
-            serial = as_serial(answer.get("X-PYPI-LAST-SERIAL"))
             if normalize_name(urlsplit(url).path.rstrip("/").rpartition("/")[2]) != question.project:
                 raise AnswerError("it leads to the page of another project")
-        if known and serial < known.serial:
-            if not question.ignore_serial:
-                raise AnswerError(f"it gives serial {serial}, older than {known.serial}")
-            # When the upstream is changed back, its pages count again.
-            serial = -1
+            content_type, etag = answer.get("Content-Type", ""), answer.get("ETag", "")
+            serial = serial_of(answer.get("X-PYPI-LAST-SERIAL"), question)
         try:
-            found = page.parse(question.project, url, content_type, body)
+            found = page.parse(question.project, url, content_type, body, flat=question.flat)
         except page.PageError as error:
             raise AnswerError(str(error)) from error
-        if not found.files:
-            if question.flat:
-                return Reply()
-            # A login page, or a page that broke: what is known is better. A project in quarantine has no files by intent
-            # (https://packaging.python.org/en/latest/specifications/project-status-markers/).
-            said = found.told.get("project-status")
-            quarantined = isinstance(said, dict) and said.get("status") == "quarantined"
-            if (known and known.page.files and not quarantined) or not is_json(content_type):
-                raise AnswerError("its page has no files")
+        if not found.files and question.flat:
+            return Reply()
+        if not found.files and not may_be_empty(found, question, content_type):
+            raise AnswerError("its page has no files")
         packed = page.dump(found)
         return Reply(Known(packed, hashlib.sha256(packed).hexdigest()[:24], question.source, etag, serial))
 
@@ -295,7 +301,9 @@ class Asker:
         """
         with self.xom.keyfs.read_transaction(allow_reuse=True):
             ours = self.xom.model.getstage(*question.index.split("/"))
-            others = [] if ours is None else sorted(name for name in ours.key_projects.get() if name != question.project)
+            others = (
+                [] if ours is None else sorted(name for name in ours.key_projects.get() if name != question.project)
+            )
         url = f"{question.source}{others[0]}/" if others else question.source
         # Of the list of all projects, the beginning is enough.
         status, *_ = self._get(stage, url, {"Accept": ACCEPT, "Range": "bytes=0-0"}, stage.timeout, body=False)
@@ -336,14 +344,27 @@ class Asker:
             raise AnswerError("it cannot be reached") from error
 
 
-def as_serial(header: str | None) -> int:
-    """Return a serial as a number, -1 where there is none."""
-    return int(header) if header and header.isdecimal() else -1
+def serial_of(header: str | None, question: Question) -> int:
+    """Return the serial of an answer, -1 where there is none; AnswerError where it is older than that of before."""
+    serial = int(header) if header and header.isdecimal() else -1
+    if question.known and serial < question.known.serial:
+        if not question.ignore_serial:
+            raise AnswerError(f"it gives serial {serial}, older than {question.known.serial}")
+        # When the upstream is changed back, its pages count again.
+        return -1
+    return serial
 
 
-def is_json(content_type: str) -> bool:
-    """Return whether an answer says that it is in JSON."""
-    return content_type.partition(";")[0].strip().endswith("json")
+def may_be_empty(found: page.Page, question: Question, content_type: str) -> bool:
+    """Return whether a page without files is what the upstream means.
+
+    It is a login page, or one that broke, where there were files before, and where HTML has no link. A project in
+    quarantine has none by intent (https://packaging.python.org/en/latest/specifications/project-status-markers/).
+    """
+    if found.told.get("project-status", {}).get("status") == "quarantined":
+        return True
+    is_json = content_type.partition(";")[0].strip().endswith("json")
+    return is_json and not (question.known and question.known.page.files)
 
 
 def source_of(stage: Any) -> str:
@@ -352,8 +373,8 @@ def source_of(stage: Any) -> str:
 
 
 def stored(known: Known) -> dict[str, Any]:
-    """Return the value that devpi stores for a page; its own fields say nothing."""
-    about = {"page": known.packed, "mark": known.mark, "source": known.source, "etag": known.etag}
+    """Return the value that devpi stores for a page: text, since it takes no bytes; its own fields say nothing."""
+    about = {"page": b64encode(known.packed).decode(), "mark": known.mark, "source": known.source, "etag": known.etag}
     return {"links": [], "requires_python": [], "yanked": [], "serial": known.serial, "etag": None, FIELD: about}
 
 
@@ -362,12 +383,12 @@ def known_page(stage: Any, project: Any) -> Known | None:
     value = stage.key_projsimplelinks(project).get()
     about = value.get(FIELD)
     if about:
-        return Known(about["page"], about["mark"], about["source"], about["etag"], value["serial"])
+        return Known(b64decode(about["page"]), about["mark"], about["source"], about["etag"], value["serial"])
     if not value.get("links"):
         return None
     # devpi's own, of before there was this plugin: its files have entries, with their URLs.
-    links = mirror.join_links_data(value["links"], value.get("requires_python", []), value.get("yanked", []))
-    return Known(page.dump(page.of_links(str(project), links)), BEFORE, "", "", -1)
+    theirs = mirror.join_links_data(value["links"], value.get("requires_python", []), value.get("yanked", []))
+    return Known(page.dump(links.page_of(str(project), theirs)), BEFORE, "", "", -1)
 
 
 def known_here(stage: Any, project: Any) -> Known | None:
@@ -388,7 +409,9 @@ def get(stage: Any, project: Any) -> tuple[Known, bool]:
     asker: Asker = stage.xom.lanmirror_asker
     project = normalize_name(project)
     known, times = known_here(stage, project), stage.cache_retrieve_times
-    fresh = not times.is_expired(project, stage.cache_expiry) and times.mark(project) == (known.mark if known else MISSING)
+    fresh = not times.is_expired(project, stage.cache_expiry) and times.mark(project) == (
+        known.mark if known else MISSING
+    )
     if fresh and not known:
         raise stage.UpstreamNotFoundError(f"project {project} not found")
     # A replica's own threads set `offline`: nobody is to be asked for them.
@@ -412,7 +435,9 @@ def get(stage: Any, project: Any) -> tuple[Known, bool]:
         if asker.is_overdue(times, project):
             if reply and not reply.why:
                 raise stage.UpstreamNotFoundError(f"project {project} is gone")
-            raise stage.UpstreamError(f"the upstream has not confirmed {project} for {asker.max_stale:.0f} seconds: {why}")
+            raise stage.UpstreamError(
+                f"the upstream has not confirmed {project} for {asker.max_stale:.0f} seconds: {why}"
+            )
         return known, True
     if reply.devpi_serial >= 0:
         return of_primary(stage, project, reply.devpi_serial), False
@@ -465,11 +490,11 @@ def file(stage: Any, path: str) -> dict[str, Any] | None:
     """
     below = path.removeprefix(f"{stage.name}/")
     name = below.rpartition("/")[2]
-    for project in page.projects_of(name):
+    for project in links.projects_of(name):
         known = known_here(stage, project) if stage.is_project_cached(project) else None
         for found in known.page.files if known else ():
             if found.path == below and found.url:
-                return page.meta_of(project, found)
+                return links.entry_of(project, found)
     return None
 
 
@@ -480,12 +505,12 @@ def install(xom: Any, *, max_stale: float, limit: float, told: Told) -> None:
     def get_simplelinks_perstage(self: Any, project: Any) -> Any:
         """Return the links of a project, for what is not a page: versions, for example."""
         known, stale = get(self, project)
-        return self.SimpleLinks(page.links_of(self.name, known.page), stale=stale)
+        return self.SimpleLinks(links.links_of(self.name, known.page), stale=stale)
 
     def _load_cache_links(self: Any, project: Any) -> tuple[bool, Any, int, None]:
         """Return the links that are known, for devpi's deletions."""
         known = known_page(self, project)
-        return True, page.links_of(self.name, known.page) if known else None, known.serial if known else -1, None
+        return True, links.links_of(self.name, known.page) if known else None, known.serial if known else -1, None
 
     def cache_retrieve_times(self: Any) -> Times:
         return asker.times(self.name)
