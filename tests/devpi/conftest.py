@@ -166,9 +166,8 @@ class Devpi:
         settings = {**settings, "restrict-modify": "root", "request-timeout": 5, **self.options}
         self.data.with_suffix(".yml").write_text(yaml.safe_dump({"devpi-server": settings}))
         with self.data.with_suffix(".log").open("ab") as log:
-            subprocess.run(
-                self.run("devpi-init", "--no-root-pypi"), env=self.environment, check=True, stdout=log, stderr=log
-            )
+            options = [] if self.options.get("role") == "replica" else ["--no-root-pypi"]
+            subprocess.run(self.run("devpi-init", *options), env=self.environment, check=True, stdout=log, stderr=log)
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -246,11 +245,16 @@ def start_devpi(
         def start(**options: Any) -> Devpi:
             data = tmp_path_factory.mktemp("devpi") / "data"
             devpi = Devpi(venv_of_devpi, data, {key.replace("_", "-"): value for key, value in options.items()})
+            stack.callback(devpi.stop)
+            # A replica has an identity of its own.
+            if options.get("role") == "replica":
+                devpi.init()
+                devpi.start()
+                return devpi
             subprocess.run(["cp", "-a", str(empty_database), str(devpi.data)], check=True)
             settings = yaml.safe_load(empty_database.with_suffix(".yml").read_text())["devpi-server"]
             settings |= {"serverdir": str(devpi.data), "port": devpi.port, **devpi.options}
             devpi.data.with_suffix(".yml").write_text(yaml.safe_dump({"devpi-server": settings}))
-            stack.callback(devpi.stop)
             devpi.start()
             return devpi
 

@@ -42,6 +42,7 @@ def test_server_configuration() -> None:
         "request-timeout": 5,
         "max-request-body-size": 2 * 1024 * 1024,
         "argon2-memory-cost": 65536,
+        "keyfs-cache-size": 1000,
         "lanmirror-page-timeout": 60,
         "lanmirror-max-stale": 1296000,
         "lanmirror-pages-fresh": 60,
