@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 from lanmirror_sync.config import DEFAULTS, load
+from lanmirror_sync.installers import Entry, Ledger
+from lanmirror_sync.store import Store
 from packaging.requirements import Requirement
 
 from roles.conda_mirror.filter_plugins import conda_mirror_checks as checks
@@ -78,6 +80,13 @@ def test_configuration_is_what_the_variables_say(tmp_path: Path) -> None:
     assert config.working_dir == Path("/data/conda")
     assert (config.min_free_gib, config.jobs, config.retries) == (7.5, 3, 2)
     assert (config.timeout_seconds, config.delete_grace_hours, config.ca_bundle) == (9, 48, str(bundle))
+
+
+def test_bundle_of_the_controller_is_the_engines_where_the_server_has_none() -> None:
+    given: dict[str, Any] = {"conda_mirror_ca_bundle": "/srv/lab.pem"}
+    for stat, wanted in (({"isreg": True}, "/srv/lab.pem"), ({}, "/opt/lanmirror/conda_mirror/way-out.pem")):
+        text = render("conda_mirror", "conda_mirror.yml.j2", **given, __conda_mirror_bundle={"stat": stat})
+        assert yaml.safe_load(text)["ca_bundle"] == wanted
 
 
 def test_each_setting_of_the_engine_is_a_variable_of_the_same_name() -> None:
@@ -232,8 +241,30 @@ def test_module_compares_the_installed_folder_with_the_wanted_one(tmp_path: Path
     assert lost == {"old": False, "new": True}
 
 
+def test_folder_of_installers_from_elsewhere_is_a_mirror(tmp_path: Path) -> None:
+    folder = tmp_path / "conda"
+    for path in ("miniforge/Miniforge3.sh", "theirs/thesis.tex"):
+        (folder / path).parent.mkdir(parents=True)
+        (folder / path).touch()
+    (tmp_path / "outside").mkdir()
+    assert not data.mirrors(folder)
+    store = Store(folder)
+    store.create()
+    ledger = Ledger(store)
+    # The others are what the engine never writes.
+    for path in ("miniforge/Miniforge3.sh", "../outside/x", "/etc/passwd", "theirs"):
+        ledger.entries[path] = Entry(0, "")
+    ledger.save()
+    assert data.mirrors(folder)
+    assert data.delete(folder) is False
+    assert [path.name for path in folder.iterdir()] == ["theirs"]
+    assert (tmp_path / "outside").exists()
+
+
 def test_only_what_the_engine_made_is_deleted(tmp_path: Path) -> None:
     others = mirror(tmp_path / "disk/others")
+    for part in ("cloud/conda-forge", "miniconda", "archive"):
+        (others / part).mkdir(parents=True)
     (others / ".lanmirror/public").mkdir(parents=True)
     (others / "thesis.tex").touch()
     assert data.delete(others) is False
@@ -309,7 +340,7 @@ def run_command(tmp_path: Path, code: int, *, delete: bool = False) -> tuple[int
     (tmp_path / "src-1").mkdir()
     (tmp_path / "src").symlink_to("src-1")
     for name, body in {
-        "python": f'echo "$@ $http_proxy"; exit {code}',
+        "python": f'echo "$@ $http_proxy"; umask; exit {code}',
         "logger": 'shift 5; echo "$@" >&2',
         "id": "echo 999",
     }.items():
@@ -328,6 +359,8 @@ def run_command(tmp_path: Path, code: int, *, delete: bool = False) -> tuple[int
         ["/bin/sh", "-s", "logged"],
         input=text,
         env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"},
+        # As hardening guides have it; Nginx must be able to read what is written.
+        umask=0o077,
         capture_output=True,
         text=True,
         check=False,
@@ -340,7 +373,8 @@ def test_scheduled_sync_says_nothing_when_there_is_nothing_to_say(tmp_path: Path
     returned, messages, log = run_command(tmp_path, code)
     assert (returned, messages) == (code, "")
     # By the names of its folders, so that a newer engine that is installed meanwhile leaves it alone.
-    assert log == (f"{tmp_path}/src-1/anaconda_sync.py sync --config /etc/lanmirror/conda_mirror.yml http://a'b:3128\n")
+    sync = f"{tmp_path}/src-1/anaconda_sync.py sync --config /etc/lanmirror/conda_mirror.yml http://a'b:3128"
+    assert log.splitlines()[:1] == [sync]
 
 
 @pytest.mark.parametrize(
@@ -363,6 +397,10 @@ def test_scheduled_sync_says_so_when_another_goes_on_for_days(tmp_path: Path, ho
     returned, messages, _ = run_command(tmp_path, 3)
     assert returned == 3
     assert ("two days" in messages) == said
+
+
+def test_engine_runs_with_the_umask_that_lets_nginx_read(tmp_path: Path) -> None:
+    assert run_command(tmp_path, 0)[2].splitlines()[-1] == "0022"
 
 
 def test_scheduled_sync_deletes_only_when_asked(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -85,8 +86,9 @@ free_gib:
   returned: always
 """
 
-# What the engine makes in its folder.
+# What the engine makes in its folder, beside the folders of installers from elsewhere.
 PARTS = ("pkgs", "cloud", "miniconda", "archive")
+INSTALLER = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)/[^/]+")
 
 
 def setting(config: Path, key: str) -> str:
@@ -98,14 +100,24 @@ def setting(config: Path, key: str) -> str:
     return found[1] if found else ""
 
 
+def parts(folder: Path) -> list[Path]:
+    """Return the folders that the engine makes, by what it wrote down of its installers."""
+    try:
+        known = json.loads((folder / ".lanmirror/installers.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    names = [match[1] for match in map(INSTALLER.fullmatch, known if isinstance(known, dict) else {}) if match]
+    return [folder / name for name in dict.fromkeys([*PARTS, *names])]
+
+
 def mirrors(folder: Path) -> bool:
     """Return whether a folder has something of a mirror."""
-    return any((folder / part).is_dir() and any((folder / part).iterdir()) for part in PARTS)
+    return any(part.is_dir() and any(part.iterdir()) for part in parts(folder))
 
 
 def delete(folder: Path) -> bool:
     """Delete what the engine made in its folder, and the folder if it is empty then; return whether it is gone."""
-    for path in (*(folder / part for part in PARTS), *folder.glob(".lanmirror*")):
+    for path in (*parts(folder), *folder.glob(".lanmirror*")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
