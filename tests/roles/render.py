@@ -72,6 +72,21 @@ def specs(role: str) -> dict[str, Any]:
     return entry_points
 
 
+def flat(tasks: Any) -> list[dict[str, Any]]:
+    """Return every task of a list of tasks, those in blocks too."""
+    found: list[dict[str, Any]] = []
+    for task in tasks or []:
+        found.append(task)
+        for part in ("block", "rescue", "always"):
+            found += flat(task.get(part))
+    return found
+
+
+def tasks(role: str, file: str) -> list[dict[str, Any]]:
+    """Return every task of a role's file of tasks."""
+    return flat(yaml.safe_load((ROOT / "roles" / role / "tasks" / file).read_text()))
+
+
 def _trusted(value: Any) -> Any:
     if isinstance(value, str):
         return trust_as_template(value)
@@ -93,7 +108,8 @@ def evaluate(role: str, text: str, **variables: Any) -> Any:
         **variables,
     }
     loader = DataLoader()
-    loader.set_basedir(str(ROOT / "roles" / role / "templates"))
+    templates = ROOT / "roles" / role / "templates"
+    loader.set_basedir(str(templates if templates.is_dir() else templates.parent))
     return Templar(loader=loader, variables=_trusted(known)).template(trust_as_template(text))
 
 

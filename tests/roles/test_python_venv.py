@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime
+import json
 import os
 import shutil
 import socket
@@ -37,6 +38,30 @@ ansible.module_utils.lanmirror_way_out = out
 venv = python_file(ROLE / "library/python_venv.py")
 PINS = "# made by hand\nAnyIO==4.0\nidna==3.1\n"
 PAGE = '<a href="anyio-4.0-py3-none-any.whl">anyio-4.0-py3-none-any.whl</a>'
+
+
+DRIVER = """
+import importlib.util, runpy, sys
+import ansible.module_utils
+spec = importlib.util.spec_from_file_location("lanmirror_way_out", sys.argv[1])
+out = importlib.util.module_from_spec(spec)
+sys.modules["lanmirror_way_out"] = sys.modules["ansible.module_utils.lanmirror_way_out"] = out
+spec.loader.exec_module(out)
+ansible.module_utils.lanmirror_way_out = out
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_with_way_out(name: str, scratch: Path, /, umask: int = 0o022, **arguments: Any) -> dict[str, Any]:
+    """Run a module of the role in a process of its own; `scratch` is a folder for its arguments."""
+    file = scratch / "arguments.json"
+    file.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
+    words = [sys.executable, "-c", DRIVER, str(out.__file__), str(ROLE / f"library/{name}.py"), str(file)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, umask=umask)
+    assert done.stdout, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 # ---- servers and proxies ---------------------------------------------------------------------------------------
@@ -288,6 +313,23 @@ def test_server_that_is_silent_takes_no_longer_than_allowed(world: World) -> Non
         assert caught.value.kind == "timeout"
 
 
+def test_name_server_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    released, answered = threading.Event(), list[bool]()
+
+    def silent(*_: object, **__: object) -> Any:
+        released.wait(30)
+        answered.append(True)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    with pytest.raises(out.Trouble) as caught:
+        out.ask("http://mirror.invalid/simple/", out.Way(), seconds=0.2)
+    # It is still waiting.
+    assert answered == []
+    released.set()
+    assert (caught.value.kind, caught.value.host) == ("timeout", "mirror.invalid")
+
+
 def test_service_knows_nothing_of_the_environment(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{world.closed}")
     url = f"http://127.0.0.1:{world.plain}/simple/anyio/"
@@ -346,6 +388,40 @@ def test_bundle_that_is_of_no_use(tmp_path: Path, data: bytes | None, words: lis
     text = str(caught.value)
     assert text.startswith(str(file))
     assert [word for word in words if word not in text] == []
+
+
+def test_bundle_of_the_controller_is_read_where_it_has_one(tmp_path: Path) -> None:
+    init_plugin_loader()
+    (tmp_path / "lab's.pem").write_text(World.ca)
+    for name, wanted in (("lab's.pem", World.ca), ("none.pem", "")):
+        read = evaluate("python_venv", "{{ __python_venv_bundle }}", python_venv_ca_bundle=str(tmp_path / name))
+        assert base64.b64decode(read).decode() == wanted
+
+
+def test_message_says_whose_bundle_it_is(world: World, tmp_path: Path) -> None:
+    file, theirs = tmp_path / "ca.pem", base64.b64encode(b"another").decode()
+    for content, at in (("", ""), (theirs, " (of the machine that runs Ansible)")):
+        assert out.bundle_name(str(file), content) == f"{file}{at}"
+    file.write_text(pem(certificate("Another CA")[0]).decode())
+    assert out.bundle_name("", theirs) == ""
+    assert out.bundle_name(str(file), base64.b64encode(file.read_bytes()).decode()) == str(file)
+    named = out.bundle_name(str(file), theirs)
+    assert named.startswith(
+        f"{file} (this server's own; that of the machine that runs Ansible differs, and is not used"
+    )
+    # In the message of either module, and in that of a file that is of no use.
+    arguments: dict[str, Any] = {
+        "folder": str(tmp_path / "none"),
+        "requirements": PINS,
+        "role": "devpi",
+        "ca_bundle": str(file),
+    }
+    arguments |= {"ca_bundle_content": theirs, "index_url": f"https://127.0.0.1:{world.tls}/simple"}
+    said = run_with_way_out("python_venv_way_out", tmp_path, **arguments)
+    assert f"{named} does not hold: Egress Gateway CA" in said["msg"]
+    file.write_text("\n")
+    with pytest.raises(out.WayError, match=r"this server's own.* is empty"):
+        out.bundle_text(str(file), theirs)
 
 
 # ---- pip's settings --------------------------------------------------------------------------------------------
@@ -524,8 +600,11 @@ def test_what_nothing_uses_is_stale(prefix: Path, tmp_path: Path) -> None:
     assert set(last.stale(leftovers, plan)) == {str(one), str(other), *(str(prefix / n) for n in leftovers[:2])}
     # An upgrade goes back to one, and a program that began before the switch runs from another.
     plan.write_text(f'{{"link": "{one}"}}')
-    words = [other / "bin/python", "-c", "input()", prefix / "venv/x"]
-    with subprocess.Popen(words, stdin=subprocess.PIPE) as tool:
+    words = [other / "bin/python", "-c", "print(flush=True); input()", prefix / "venv/x"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tool:
+        # Until it runs, its command line is not to be seen.
+        assert tool.stdout
+        tool.stdout.readline()
         assert last.stale(leftovers, plan) == []
         tool.communicate(b"\n")
     assert str(other) in last.stale(leftovers, plan)
@@ -578,6 +657,30 @@ def test_parents_are_open_and_those_of_the_system_are_left_alone(tmp_path: Path)
             folder.chmod(mode & 0o7777)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "opt", prefix.parent, prefix)} == {0o755}
     assert f"{tmp_path / 'opt'}: mode 0700 -> 0755" in done
+
+
+@pytest.mark.parametrize("umask", [0o027, 0o077])
+def test_module_sets_modes_whatever_the_umask_of_root_is(tmp_path: Path, umask: int) -> None:
+    folder = tmp_path / "opt/tool/py3.11-0123456789ab"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin/python").symlink_to(sys.executable)
+    (folder / ".complete").touch()
+    modes = {parent: parent.stat().st_mode for parent in tmp_path.parents}
+    given = {
+        "ca_bundle": str(tmp_path / "not here.pem"),
+        "ca_bundle_content": base64.b64encode(World.ca.encode()).decode(),
+    }
+    try:
+        done = run_with_way_out(
+            "python_venv", tmp_path, umask, folder=str(folder), requirements=PINS, role="tool", files=FILES, **given
+        )
+    finally:
+        for parent, mode in modes.items():
+            parent.chmod(mode & 0o7777)
+    assert done["changed"]
+    for path in (folder.parent / "way-out.pem", folder / "src/package/part.py"):
+        assert path.stat().st_mode & 0o777 == 0o644, path
+    assert (folder / "src").resolve().stat().st_mode & 0o777 == 0o755
 
 
 def test_bundle_of_the_controller_goes_beside_the_venvs(prefix: Path) -> None:

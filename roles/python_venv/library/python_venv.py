@@ -356,7 +356,8 @@ def main() -> None:
         def ask(python: str) -> str:
             index = way.index_url or out.own_index(python)
             target = out.index_target(index, making.requirements, role)
-            problem = out.find_problem(target, way, authorities, role, values["ca_bundle"]) if index else None
+            name = out.bundle_name(values["ca_bundle"], values["ca_bundle_content"])
+            problem = out.find_problem(target, way, authorities, role, name) if index else None
             return problem.text if problem else ""
 
         making.make(way, ask)

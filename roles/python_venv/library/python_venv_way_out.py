@@ -110,7 +110,8 @@ def main() -> None:
         urls = tuple(filter(None, (url or values["default_index_url"] for url in upstream["urls"])))
         if urls:
             targets.append((out.Target(upstream["what"], upstream["variable"], urls), service))
-    for target, problem in out.find_problems(targets, authorities, role, values["ca_bundle"]):
+    bundle = out.bundle_name(values["ca_bundle"], values["ca_bundle_content"])
+    for target, problem in out.find_problems(targets, authorities, role, bundle):
         # pip needs its index now. An upstream may be away for an hour; who has a wrong setting has no way at all.
         if target.project or (problem.settings and not complete):
             module.fail_json(msg=problem.text)

@@ -151,8 +151,19 @@ def bundle_text(path: str, content: str) -> str:
             ) from error
         raise WayError(f"{path} cannot be read: {error.strerror}") from error
     if problem := bundle_problem(data):
-        raise WayError(f"{path} {problem}")
+        raise WayError(f"{bundle_name(path, content)} {problem}")
     return certificates(data)
+
+
+def bundle_name(path: str, content: str) -> str:
+    """Return how messages name a bundle: by its path, and whose it is where the path alone does not say it."""
+    if not path or not content:
+        return path
+    if not Path(path).is_file():
+        return f"{path} (of the machine that runs Ansible)"
+    if Path(path).read_bytes() == base64.b64decode(content):
+        return path
+    return f"{path} (this server's own; that of the machine that runs Ansible differs, and is not used)"
 
 
 def certificates(data: bytes) -> str:
