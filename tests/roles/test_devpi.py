@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,26 @@ def test_server_configuration() -> None:
         "lanmirror-pages-behind": 3600,
         "lanmirror-upstreams": "/run/devpi/upstreams.json",
     }
+
+
+def test_database_is_made_for_devpi_alone_whatever_the_umask_of_root_is(tmp_path: Path) -> None:
+    tasks = yaml.safe_load((ROLE / "tasks/configure.yml").read_text())
+    (making,) = [task["ansible.builtin.shell"]["cmd"] for task in tasks if "ansible.builtin.shell" in task]
+    (tmp_path / "password").write_text("hush")
+    (tmp_path / "runuser").write_text('#!/bin/sh\numask; echo "$DEVPISERVER_ROOT_PASSWD"; echo "$@"\n')
+    (tmp_path / "runuser").chmod(0o755)
+    done = subprocess.run(
+        ["/bin/sh", "-c", evaluate("devpi", making, __devpi_root_password_file=str(tmp_path / "password"))],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        umask=0o022,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    umask, password, words = done.stdout.splitlines()
+    assert (umask, password) == ("0077", "hush")
+    assert words.startswith("-u devpi -- /opt/devpi/current/bin/devpi-init")
+    assert "hush" not in words
 
 
 def test_way_out_of_devpi() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.roles.render import ROOT, python_file, render
+from tests.roles.render import ROOT, evaluate, python_file, render
+from tests.roles.render import tasks as tasks_of
 
 module = python_file(ROOT / "roles/nginx/library/nginx_state.py")
 
@@ -105,6 +106,7 @@ def test_tuned_main_file_is_ours_until_it_is_edited(machine: Machine, monkeypatc
         ("sites-enabled/wiki", "server { listen 8080; server_name wiki; }", "the site"),
         ("conf.d/limits.conf", "client_max_body_size 64m;", "settings in"),
         ("nginx.conf", MAIN + "stream { server { listen 9000; return x; } }", "a block stream"),
+        ("nginx.conf", MAIN + "mail { server { listen 143; } }", "a block mail"),
     ],
 )
 def test_whatever_else_is_set_is_named(machine: Machine, monkeypatch: Patch, name: str, text: str, word: str) -> None:
@@ -120,6 +122,94 @@ def test_our_own_files_are_none_of_theirs(machine: Machine, monkeypatch: Patch) 
     machine.write("conf.d/lanmirror.conf", "include lanmirror/*/http.conf; server { listen 80 default_server; }")
     found = machine.state(monkeypatch)
     assert (found["others"], found["problems"], found["sites"]) == ([], [], ["devpi"])
+
+
+def test_user_of_the_workers_is_that_of_the_main_file(machine: Machine, monkeypatch: Patch) -> None:
+    machine.write("nginx.conf", MAIN.replace("{folder}", str(machine.folder)).replace("www-data", "web"))
+    assert machine.state(monkeypatch)["user"] == "web"
+    machine.write("nginx.conf", MAIN.replace("{folder}", str(machine.folder)).replace("user www-data;", ""))
+    # nginx.org's package is built with another user than the distribution's.
+    found = module.state(machine.folder / "nginx.conf", module.Wanted(), lambda _: (0, "", "--user=nginx"), "nginx")
+    assert found["user"] == "nginx"
+
+
+def test_complaint_of_nginx_itself_is_passed_on_unless_it_is_about_ours(machine: Machine, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(module, "conffiles", lambda _: machine.known)
+    main = machine.folder / "nginx.conf"
+    for file, problems in ((f"{machine.folder}/conf.d/theirs.conf", 1), (f"{machine.folder}/conf.d/lanmirror.conf", 0)):
+        said = f"nginx: [emerg] unknown directive in {file}:1"
+        found = module.state(main, module.Wanted(), lambda _, said=said: (1, "", said), "nginx")
+        assert len(found["problems"]) == problems
+        assert [said in text for text in found["problems"]] == [True] * problems
+
+
+# ---- what the role does with it --------------------------------------------------------------------------------
+
+NOBODY_ELSE: dict[str, Any] = {"main": "distribution", "others": [], "examples": ["/x"], "in_the_way": []}
+
+
+@pytest.mark.parametrize(
+    ("state", "ours", "package"),
+    [
+        ({"main": "none"}, True, True),
+        ({}, True, True),
+        ({"main": "ours"}, True, True),
+        # Others that came later stand beside our main file; their package is not ours to take.
+        ({"main": "ours", "others": ["the site x"]}, True, False),
+        ({"others": ["the site x"]}, False, False),
+        ({"others": ["a block stream"]}, False, False),
+        ({"main": "edited"}, False, False),
+        ({"main": "administrator"}, False, False),
+    ],
+)
+def test_main_file_and_package_are_taken_only_where_nobody_else_needs_them(
+    state: dict[str, Any], ours: bool, package: bool
+) -> None:
+    found = {**NOBODY_ELSE, **state}
+    assert evaluate("nginx", "{{ __nginx_main_is_ours | bool }}", __nginx_found=found) is ours
+    mark = "/var/lib/lanmirror/nginx/package"
+    for kept, takes in (([{"path": mark}], package), ([], False)):
+        given = {"__nginx_found": found, "__nginx_kept": {"files": kept}}
+        assert evaluate("nginx", "{{ __nginx_takes_package | bool }}", **given) is takes
+
+
+@pytest.mark.parametrize(
+    ("state", "default_server", "taken"),
+    [
+        ({}, True, ["/x"]),
+        ({"others": ["the site x"]}, True, []),
+        ({"others": ["the site x"], "in_the_way": ["/x"]}, True, ["/x"]),
+        ({"others": ["the site x"], "in_the_way": ["/x"]}, False, []),
+    ],
+)
+def test_example_site_goes_only_where_nobody_misses_it(
+    state: dict[str, Any], default_server: bool, taken: list[str]
+) -> None:
+    (out,) = [
+        task
+        for task in tasks_of("nginx", "main_file.yml")
+        if task["name"] == "Take out the distribution's example site"
+    ]
+    given = {"__nginx_found": {**NOBODY_ELSE, **state}, "nginx_default_server": default_server}
+    assert evaluate("nginx", out["loop"], **given) == taken
+
+
+def test_main_file_of_the_distribution_is_kept_before_ours_is_written() -> None:
+    keep, write = [task for task in tasks_of("nginx", "main_file.yml") if "main file" in task["name"]][1:3]
+    assert keep["ansible.builtin.copy"]["dest"] == "{{ __nginx_backup }}"
+    assert keep["when"] == "__nginx_found.main == 'distribution'"
+    assert write["ansible.builtin.template"]["dest"] == "/etc/nginx/nginx.conf"
+
+
+def test_site_that_goes_takes_nginx_out_of_its_groups() -> None:
+    members = {"devpi": ["x", "999", "nginx,alice"], "lab": ["x", "998", "web,www-data"], "empty": ["x", "997", ""]}
+    given = {
+        "ansible_facts": {"getent_group": members},
+        "nginx_site_groups": ["devpi", "lab", "empty", "not-there"],
+        "__nginx_found": {"user": "web"},
+    }
+    leaving = [(entry["group"], entry["user"]) for entry in evaluate("nginx", "{{ __nginx_members }}", **given)]
+    assert leaving == [("devpi", "nginx"), ("lab", "web"), ("lab", "www-data")]
 
 
 # ---- what of theirs is in the way -------------------------------------------------------------------------------

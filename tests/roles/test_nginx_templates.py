@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from lanmirror_sync import __version__
 
-from tests.roles.render import ROOT, defaults, python_file, render
+from tests.roles.render import ROOT, defaults, evaluate, python_file, render, tasks
 
 variables = python_file(ROOT / "roles/nginx/filter_plugins/nginx_variables.py")
 
@@ -57,6 +57,17 @@ def test_site_with_names_leaves_the_default_server_to_others() -> None:
         assert "server_name mirror.lab.lan 192.0.2.10;" in text
 
 
+@pytest.mark.parametrize(
+    ("tls", "wanted"), [("none", ("http", "")), ("own", ("https", "")), ("site_ca", ("https", "/lanmirror-ca.crt"))]
+)
+def test_part_of_the_portal_knows_scheme_and_root(tls: str, wanted: tuple[str, str]) -> None:
+    (given,) = [
+        task["vars"] for task in tasks("nginx", "site.yml") if task["name"] == "Write the site's part of the portal"
+    ]
+    names = ("nginx_site_scheme", "nginx_site_root_url")
+    assert tuple(evaluate("nginx", given[name], nginx_tls=tls) for name in names) == wanted
+
+
 def test_foot_of_the_portal_has_the_version_and_the_head_the_root() -> None:
     assert f"lanmirror {__version__}<" in render("nginx", "99-foot.html.j2")
     assert 'href="/lanmirror-ca.crt"' in render("nginx", "00-head.html.j2", nginx_tls="site_ca")
@@ -86,6 +97,16 @@ def test_named_host_has_the_locations_of_its_own_or_those_of_the_default_server(
 
 def test_title_of_the_portal_is_escaped() -> None:
     assert "<h1>A &amp; B</h1>" in render("nginx", "00-head.html.j2", nginx_portal_title="A & B")
+
+
+@pytest.mark.parametrize("file", ["configure.yml", "main_file.yml", "site.yml"])
+def test_each_file_of_nginx_passes_the_check_before_it_takes_its_place(file: str) -> None:
+    templates = [
+        task["ansible.builtin.template"] for task in tasks("nginx", file) if "ansible.builtin.template" in task
+    ]
+    ours = [one for one in templates if one["dest"].startswith(("/etc/nginx/", "{{ __nginx_sites_dir }}"))]
+    assert ours
+    assert [one["dest"] for one in ours if not one.get("validate", "").startswith("{{ __nginx_check }} ")] == []
 
 
 # ---- the check of a configuration with one file replaced --------------------------------------------------------
