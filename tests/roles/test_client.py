@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.roles.render import evaluate, python_file, render, run_module
+from tests.roles.render import evaluate, python_file, render, run_module, tasks
 
 ROLE = Path(__file__).parents[2] / "roles" / "client"
 URL = "http://192.0.2.10"
@@ -516,8 +516,38 @@ def test_what_agrees_with_us_or_counts_less_is_not_named() -> None:
     less = other("pip", "", "/etc/xdg/pip/pip.conf", 0, "[global]\nindex-url = https://x.example\n")
     broken = other("conda", "bob", "/home/bob/.condarc", 50, "a: [\n")
     assert notes([agrees, same, less, broken]) == []
-    beside = other("pip", "", "/etc/pip.conf", 1, "[global]\nextra-index-url = https://x.example\n")
-    assert notes([beside]) == ["/etc/pip.conf: [global] extra-index-url"]
+    for option in ("extra-index-url = https://x.example", "no-index = true"):
+        beside = other("pip", "", "/etc/pip.conf", 1, f"[global]\n{option}\n")
+        assert notes([beside]) == [f"/etc/pip.conf: [global] {option.partition(' ')[0]}"]
+
+
+def test_other_names_of_settings_are_known() -> None:
+    hers = other("pip", "alice", "/home/alice/.pip/pip.conf", 2, "[install]\npypi-url = https://x.example\n")
+    assert notes([hers]) == ["/home/alice/.pip/pip.conf: [install] index-url"]
+    there = "[install]\npypi-url = https://x.example\n"
+    assert client.parse_pip(client.apply_pip(there, PIP))["install"]["index-url"] == PIP["index-url"]
+    defaults = other("conda", "", "/etc/conda/condarc.d/a.yml", 2, "default_channels: [https://x.example]\n")
+    assert notes([defaults]) == ["/etc/conda/condarc.d/a.yml: default_channels"]
+
+
+def test_authorities_of_a_file_that_counts_more_are_named() -> None:
+    hers = other("conda", "alice", "/home/alice/.condarc", 50, "ssl_verify: false\n")
+    less = other("conda", "", "/etc/conda/.condarc", 0, "ssl_verify: false\n")
+    for ca_bundle, named in ((BUNDLE, ["/home/alice/.condarc: ssl_verify"]), ("", [])):
+        seen = found(None, None, others=[hers, less])
+        assert client.client_notes(seen, MACHINE, SERVER, ["main"], [], ca_bundle=ca_bundle) == named
+
+
+@pytest.mark.parametrize(
+    ("root", "users", "may"),
+    [(True, [], True), (True, ["bob"], True), (False, ["alice"], True), (False, [], False), (False, ["bob"], False)],
+)
+def test_settings_for_oneself_need_no_root(root: bool, users: list[str], may: bool) -> None:
+    (check,) = tasks("client", "rights.yml")
+    known = {"__client_host": {"root": root, "me": "alice", "users": ["carol"]}, "client_users": users}
+    assert bool(evaluate("client", f"{{{{ {check['ansible.builtin.assert']['that']} }}}}", **known)) is may
+    # And nobody else's files are looked at.
+    assert evaluate("client", "{{ __client_known }}", **known) == (["", "carol"] if root else ["alice"])
 
 
 # ---- conda's channels --------------------------------------------------------------------------------------
