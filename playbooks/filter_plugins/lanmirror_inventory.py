@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
+from ansible import context  # type: ignore[import-untyped]  # it ships no types
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 
@@ -294,12 +297,19 @@ def conda_there(repos: Iterable[str], channels: Iterable[str], missing: Iterable
 
 
 def _command(playbook: str, sources: Sequence[str]) -> str:
-    """Return the command that runs a playbook with the inventory of this run."""
+    """Return the command that runs a playbook as this run was begun: same program, inventory and question for sudo."""
+    called = Path(sys.argv[0])
+    name = "ansible-playbook"
+    # As from a virtual environment that is not activated.
+    if called.name == name and shutil.which(name) != str(called):
+        name = str(called)
+    asks = " -K" if context.CLIARGS.get("become_ask_pass") else ""
     here = Path.cwd()
     paths = [Path(source) for source in map(str, sources)]
     shown = [str(path.relative_to(here)) if path.is_relative_to(here) else str(path) for path in paths]
     options = "" if shown == ["inventory"] else "".join(f"-i {path} " for path in shown)
-    return f"ansible-playbook {options}{playbook}"
+    first, _, rest = playbook.partition(" ")
+    return f"{name} {options}{first}{asks}{rest and f' {rest}'}"
 
 
 def summary(
@@ -325,9 +335,8 @@ def summary(
     if missing:
         lines.append(
             f"The Conda mirror does not have {', '.join(sorted(missing))} yet, so workstations are not pointed at it. "
-            f"Fill the mirror now: {_command('playbooks/conda_mirror.yml --tags sync', sources)}"
+            f"Fill the mirror now, and point them at it: {_command('site.yml --tags sync,client', sources)}"
         )
-        lines.append(f"Then point the workstations at it: {_command('playbooks/clients.yml', sources)}")
     off = sorted({str(host) for alive_host in alive for host in hostvars[alive_host].get("lanmirror_off") or []})
     if off:
         lines.append(f"These machines did not answer, and are as they were: {', '.join(off)}")

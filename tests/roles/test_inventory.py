@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible import context  # type: ignore[import-untyped]  # it ships no types
 
 from playbooks.filter_plugins import lanmirror_inventory as inventory
 from tests.roles.render import ROOT, evaluate
@@ -218,8 +219,7 @@ def test_closing_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert words == [
         "http://10.0.0.1/ is the portal of mirror (PyPI cache and Conda mirror): it has the settings of each tool",
         "The Conda mirror does not have pkgs/main yet, so workstations are not pointed at it. "
-        "Fill the mirror now: ansible-playbook playbooks/conda_mirror.yml --tags sync",
-        "Then point the workstations at it: ansible-playbook playbooks/clients.yml",
+        "Fill the mirror now, and point them at it: ansible-playbook site.yml --tags sync,client",
         "These machines did not answer, and are as they were: ws3",
         "These machines failed, as the messages above say: ws2",
         "Run it again when they are well: ansible-playbook site.yml",
@@ -229,6 +229,34 @@ def test_closing_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "http://10.0.0.2/ is the portal of conda (Conda mirror): it has the settings of each tool",
     ]
     assert "-i /etc/hosts.yml site.yml" in inventory.summary(*read(TWO), ["pypi"], [], ["/etc/hosts.yml"])[-1]
+
+
+def test_commands_of_the_closing_words_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "bin/ansible-playbook"
+    program.parent.mkdir()
+    program.touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(context, "CLIARGS", {"become_ask_pass": True})
+    for called, path, name in (
+        ("bin/ansible-playbook", "/usr/bin", "bin/ansible-playbook"),
+        (str(program), f"{program.parent}:/usr/bin", "ansible-playbook"),
+    ):
+        monkeypatch.setattr("sys.argv", [called, "site.yml"])
+        monkeypatch.setenv("PATH", path)
+        said = inventory.summary(*read(TWO), ["pypi"], [], ["/etc/hosts.yml"])[-1]
+        assert said.endswith(f": {name} -i /etc/hosts.yml site.yml -K"), said
+
+
+def test_one_command_fills_the_mirror_and_then_points_workstations_at_it() -> None:
+    plays = [entry["ansible.builtin.import_playbook"] for entry in yaml.safe_load((ROOT / "site.yml").read_text())]
+    assert plays[0] == "playbooks/preflight.yml"
+    assert [play for play in plays if "sync" in (text := (ROOT / play).read_text()) or "tags: [client" in text] == [
+        "playbooks/conda_mirror.yml",
+        "playbooks/clients.yml",
+        "playbooks/smoke_test.yml",
+    ]
+    (sync,) = [task for task in yaml.safe_load((ROOT / plays[2]).read_text())[0]["tasks"] if "sync" in task["tags"]]
+    assert sync["tags"] == ["never", "sync"]
 
 
 # ---- what contradicts --------------------------------------------------------------------------------------------
