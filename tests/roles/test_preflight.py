@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from tests.roles.render import ROLES, ROOT
 
 # A secret in a row: no message may hold it.
 SECRET = "hush-hush-hush"
+
+# Stands for a port that the tests listen on.
+TAKEN = -1
 
 CUSTOM = {"devpi_upstream": "custom", "devpi_mirror_url": "https://mirror.example.org/simple"}
 
@@ -74,6 +78,7 @@ ROWS: dict[str, Row] = {
     ),
     # ---- nginx
     "nginx-port-high": pypi("nginx_port", "65536", "1 to 65535", nginx_port=65536),
+    "nginx-port-taken": pypi("nginx_port: TCP port", "is taken by", "Set nginx_port", nginx_port=TAKEN),
     "nginx-port-word": pypi("nginx_port", "http", nginx_port="http"),
     "nginx-tls-word": pypi("nginx_tls", "tls", "none, own, site_ca", nginx_tls="tls"),
     "nginx-tls-ports": pypi("nginx_tls_port and nginx_port are both 18080", nginx_tls="site_ca", nginx_tls_port=18080),
@@ -98,10 +103,16 @@ ROWS: dict[str, Row] = {
     "devpi-list-as-text": pypi("devpi_server_names", "INI inventory", devpi_server_names="pypi.lab.lan"),
     "devpi-password": pypi("devpi_root_password", "not shown", devpi_root_password=f"{SECRET}\nhush"),
     "devpi-bundle": pypi("devpi_ca_bundle", "/etc/ssl/no-such.pem", devpi_ca_bundle="/etc/ssl/no-such.pem"),
+    # The way out: refused at once, and before anything is changed.
+    "devpi-way-out": pypi("no way to the index", "lanmirror_pip_index_url", devpi_pip_index_url="http://127.0.0.1:1/s"),
+    "devpi-port-taken": pypi("devpi_port: TCP port", "is taken by", "Set devpi_port", devpi_port=TAKEN),
     "devpi-two-at-once": pypi("devpi_port", "\ndevpi_role", "master", devpi_port="x", devpi_role="master"),
     # ---- conda_mirror
     "conda-jobs-word": conda("conda_mirror_jobs is 'many'", "from 1 to 256", conda_mirror_jobs="many"),
     "conda-switch": conda("conda_mirror_delete is 'maybe'", "true, false", conda_mirror_delete="maybe"),
+    "conda-way-out": conda(
+        "no way to the index", "lanmirror_pip_index_url", conda_mirror_pip_index_url="http://127.0.0.1:1/s"
+    ),
     "conda-null": conda("conda_mirror_upstream is null", conda_mirror_upstream=None),
     "conda-list-as-text": conda("conda_mirror_repos is 'main'", "INI inventory", conda_mirror_repos="main"),
     "conda-bundle": conda("conda_mirror_ca_bundle", "/etc/ssl/no", conda_mirror_ca_bundle="/etc/ssl/no-such.pem"),
@@ -222,16 +233,35 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
-def preflight(folder: Path, facts: Path, inventory: dict[str, Any]) -> tuple[int, list[dict[str, Any]], str]:
-    """Run playbooks/preflight.yml; return its exit code, its plays as callback `json` has them, and its output."""
+AFTER = "Do what comes after the check"
+
+
+def preflight(
+    folder: Path, facts: Path, inventory: dict[str, Any], **everywhere: Any
+) -> tuple[int, list[dict[str, Any]], str]:
+    """Run playbooks/preflight.yml and a play after it; return exit code, plays as callback `json` has them, and output.
+
+    Args:
+        folder: for the inventory and the playbook.
+        facts: see there.
+        inventory: by group.
+        everywhere: variables that beat all others, those of the roles as well.
+    """
     (folder / "hosts.yml").write_text(yaml.safe_dump(inventory, sort_keys=False))
     (folder / "facts").mkdir()
     for host in {host for group in inventory.values() for host in group["hosts"]}:
         (folder / "facts" / facts.name.replace("host0", host)).write_bytes(facts.read_bytes())
-    done = ansible(folder, "playbook", "playbooks/preflight.yml", ANSIBLE_STDOUT_CALLBACK="ansible.posix.json")
+    task = {"name": AFTER, "ansible.builtin.debug": {}}
+    after = {"name": AFTER, "hosts": "all:!localhost", "gather_facts": False, "tasks": [task]}
+    plays = [{"ansible.builtin.import_playbook": str(ROOT / "playbooks/preflight.yml")}, after]
+    (folder / "site.yml").write_text(yaml.safe_dump(plays))
+    words = [str(folder / "site.yml"), "-e", json.dumps(everywhere)]
+    done = ansible(folder, "playbook", *words, ANSIBLE_STDOUT_CALLBACK="ansible.posix.json")
     text = done.stdout + done.stderr
     assert "{" in done.stdout, text
-    return done.returncode, json.loads(done.stdout[done.stdout.index("{") :])["plays"], text
+    # One in which no host is left has no task.
+    began = [play for play in json.loads(done.stdout[done.stdout.index("{") :])["plays"] if play["tasks"]]
+    return done.returncode, began, text
 
 
 def failures(tasks: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -257,11 +287,19 @@ def groups_of(rows: dict[str, Row], hosts: dict[str, list[str]]) -> dict[str, An
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, facts: Path) -> Run:
     """Return the one run for all rows. A machine that does not answer is among them."""
-    rows = {**ROWS, **RIGHT}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return run_rows(tmp_path_factory.mktemp("preflight"), facts, taken.getsockname()[1])
+
+
+def run_rows(folder: Path, facts: Path, taken: int) -> Run:
+    rows = {
+        name: replace(row, variables={key: taken if value is TAKEN else value for key, value in row.variables.items()})
+        for name, row in {**ROWS, **RIGHT}.items()
+    }
     hosts = {f"host{number}": names for number, names in enumerate(packed(rows))}
     groups = groups_of(rows, hosts)
     groups["clients"]["hosts"]["off"] = OFF
-    returncode, plays, text = preflight(tmp_path_factory.mktemp("preflight"), facts, groups)
+    returncode, plays, text = preflight(folder, facts, groups)
     assert plays[-1]["play"]["name"] == "Stop if a variable of any host is wrong", failures(plays[-1]["tasks"])
     failed = failures(plays[-1]["tasks"])
     return Run(returncode, {row: failed.get(host, []) for host, names in hosts.items() for row in names}, text)
@@ -307,6 +345,7 @@ def test_machines_that_are_off_stop_nobody_else(tmp_path: Path, facts: Path) -> 
     assert returncode == 4
     (kept,) = [task for play in plays for task in play["tasks"] if task["task"]["name"].startswith("Keep the names")]
     assert kept["hosts"]["host0"]["ansible_facts"]["lanmirror_off"] == ["off1", "off2", "off3"]
+    assert (plays[-1]["play"]["name"], list(plays[-1]["tasks"][0]["hosts"])) == (AFTER, ["host0"])
 
 
 def test_primary_that_is_off_leaves_its_replica_alone(tmp_path: Path, facts: Path) -> None:
@@ -340,6 +379,74 @@ def test_missing_password_of_sudo_is_the_first_thing_that_is_said(tmp_path: Path
     failed = failures(last["tasks"][1:])
     assert list(failed) == ["host1"]
     assert "-K (--ask-become-pass)" in failed["host1"][0]
+
+
+def test_contradiction_of_the_inventory_stops_before_any_machine_is_asked(tmp_path: Path, facts: Path) -> None:
+    inventory = groups_of({"right": Row("pypi_cache,clients")}, {"host0": ["right"]})
+    inventory["pypi_cache"]["hosts"]["host0"] = {"ansible_host": "192.0.2.10"}
+    inventory["conda_mirror"]["hosts"]["host1"] = {"devpi_prot": 4000}
+    returncode, plays, _ = preflight(tmp_path, facts, inventory)
+    assert returncode == 2
+    assert [play["play"]["name"] for play in plays] == ["Check the inventory"]
+    (said,) = failures(plays[0]["tasks"]).values()
+    for words in ("192.0.2.10 (for host0), an address for examples", "devpi_prot (set for host1) is no variable"):
+        assert any(words in message for message in said), said
+
+
+# ---- machines that are in use ----------------------------------------------------------------------------------
+
+
+def test_machine_that_is_in_use_is_left_as_it_is(tmp_path: Path, facts: Path) -> None:
+    """Have the roles find what they installed earlier in folders of the test's; Nginx and pips as their modules say."""
+    data, conf, mirror, tls = (tmp_path / name for name in ("devpi", "conf", "conda", "tls"))
+    for folder in (data, conf, mirror / "pkgs/main", tls):
+        folder.mkdir(parents=True)
+    (data / ".nodeinfo").write_text('{"uuid": "one", "role": "MASTER"}')
+    (data / ".sqlite").touch()
+    (conf / "devpi-server.yml").write_text(f"devpi-server:\n  serverdir: {data}\n")
+    (tmp_path / "conda_mirror.yml").write_text(f"working_dir: {mirror}\n")
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj /CN=root -keyout key"
+    )
+    names = ("-addext", "nameConstraints=permitted;DNS:localhost", "-out", "ca.pem")
+    subprocess.run([*command.split(), *names], cwd=tls, check=True, capture_output=True)
+    host = {
+        "missing": [],
+        "pips": [{"path": "/usr/lib/pip", "version": "25.1.1"}],
+        "users": [],
+        "root": True,
+        "me": "root",
+    }
+    inventory = groups_of(
+        {
+            "pypi": Row("pypi_cache"),
+            "tls": Row("pypi_cache", {"nginx_tls": "site_ca", "nginx_tls_names": ["late.lab.lan"]}),
+            "conda": Row("conda_mirror"),
+            "client": Row("clients", {"client_pypi_url": "https://10.0.0.9", "client_conda_url": "http://10.0.0.9"}),
+        },
+        {"host0": ["pypi"], "host1": ["tls"], "host2": ["conda"], "host3": ["client"]},
+    )
+    returncode, plays, _ = preflight(
+        tmp_path,
+        facts,
+        inventory,
+        __devpi_conf_dir=str(conf),
+        __conda_mirror_config_file=str(tmp_path / "conda_mirror.yml"),
+        __nginx_tls_dir=str(tls),
+        __nginx_found={"problems": ["the site wiki is in the way"]},
+        __client_host=host,
+    )
+    assert returncode == 2
+    assert plays[-1]["play"]["name"] == "Stop if a variable of any host is wrong"
+    failed = failures(plays[-1]["tasks"])
+    for name, words in (
+        ("host0", ["the site wiki is in the way", "Nothing was changed"]),
+        ("host0", ["devpi_data_dir is", f"has its data in {data}", f"mv -T {data} /var/lib/devpi"]),
+        ("host1", ["nginx_tls_names", f"{tls}/ca.pem) may not sign for", "late.lab.lan", f"rm {tls}/ca.pem"]),
+        ("host2", ["conda_mirror_working_dir is", f"has its mirror in\n{mirror}", f"mv -T {mirror} /srv/mirror/conda"]),
+        ("host3", ['client_pypi_url is "https://10.0.0.9"', "pip 25.1.1 (/usr/lib/pip)", "lanmirror_server_url"]),
+    ):
+        assert any(all(word in message for word in words) for message in failed[name]), failed[name]
 
 
 @pytest.mark.parametrize("given", [(), ("-e", "lanmirror_remove=everything")])
