@@ -6,12 +6,14 @@ database, so replicas, backups and upgrades carry it.
     plugin.py    the hooks of devpi: options, the setting `flat` of an index, the tween
     replace.py   puts our functions in the place of devpi's, where devpi has no hook; refuses another devpi
     tween.py     the answers to Nginx: 424, compression, headers
-    page.py      what an upstream's page tells, and how it is stored
     page.py      the page of a project as an upstream tells it; pure
     links.py     such a page, and devpi's own links and entries in its place
     mirror.py    the page of a project in a mirror: known, or asked for
     times.py     when pages were confirmed by their upstreams
-    outside.py   the HTTP client for upstreams
+    outside.py   the HTTP client for upstreams, which goes nowhere inside; the setting `file_hosts`
+    entries.py   devpi's entries of files that nobody has fetched: made up from the page
+    fetch.py     downloads: one for each file at a time, checked, and going on where they broke off
+    files.py     the answers to requests for files, and for the metadata of wheels
     flat.py      the setting `flat`: an upstream of one page
     told.py      which upstreams answer, for the watchdog
 

@@ -196,13 +196,13 @@ class Client(httpx.Client):
             limits=httpx.Limits(
                 max_connections=None, max_keepalive_connections=CONNECTIONS, keepalive_expiry=KEPT_OPEN
             ),
-            timeout=httpx.Timeout(SILENCE, connect=stage.timeout, pool=None),
+            timeout=httpx.Timeout(SILENCE, connect=stage.xom.config.request_timeout, pool=None),
             follow_redirects=True,
             max_redirects=5,
             event_hooks={"request": [self.tell_who_asks]},
         )
         self.stage = stage
-        self.own = httpx.URL(stage.mirror_url_without_auth.url)
+        self.own = httpx.URL(own_url(stage))
         self._transport = Guarded(self._transport, declared)
         self._mounts = {pattern: inner and Guarded(inner, declared) for pattern, inner in self._mounts.items()}
 
@@ -233,22 +233,28 @@ class Client(httpx.Client):
         return answer
 
 
+def own_url(stage: Any) -> str:
+    """Return the URL of what an index mirrors; on a replica, of the primary."""
+    config = stage.xom.config
+    return str(config.primary_url.url if stage.xom.is_replica() else stage.mirror_url.url)
+
+
 clients: dict[str, tuple[Any, Client]] = {}
 lock = threading.Lock()
 
 
 def client(stage: Any) -> Client:
-    """Return the client of a mirror: the same one until its `mirror_url` or `file_hosts` change.
+    """Return the client of an index: the same one until its `mirror_url` or `file_hosts` change.
 
-    On a replica it asks the primary.
+    On a replica, its own server is the primary.
     """
-    urls = (stage.mirror_url.url, stage.ixconfig["mirror_url"])
-    settings = (urls, tuple(stage.ixconfig.get(FILE_HOSTS, ())), stage.timeout)
+    urls = tuple(filter(None, (own_url(stage), stage.ixconfig.get("mirror_url"))))
+    settings = urls, tuple(stage.ixconfig.get(FILE_HOSTS, ()))
     with lock:
         kept = clients.get(stage.name)
         if kept is None or kept[0] != settings:
             # Who still reads by the old one holds it.
-            kept = clients[stage.name] = (settings, Client(stage, Declared.of(*settings[:2])))
+            kept = clients[stage.name] = (settings, Client(stage, Declared.of(*settings)))
         return kept[1]
 
 

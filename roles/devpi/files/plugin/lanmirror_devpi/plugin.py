@@ -8,7 +8,7 @@ from typing import Any
 from devpi_server.config import hookimpl
 from pyramid.tweens import INGRESS
 
-from lanmirror_devpi import flat, mirror, outside, replica
+from lanmirror_devpi import entries, files, flat, mirror, outside, replica
 from lanmirror_devpi.told import Told
 
 
@@ -27,6 +27,12 @@ def devpiserver_add_parser_options(parser: Any) -> None:
         type=float,
         default=60.0,
         help="seconds after which a page is given up that still comes from the upstream",
+    )
+    group.addoption(
+        "--lanmirror-file-silence",
+        type=float,
+        default=60.0,
+        help="seconds without a byte after which a file's download has broken off, and goes on",
     )
     group.addoption(
         "--lanmirror-pages-fresh",
@@ -59,20 +65,23 @@ def devpiserver_cmdline_run(xom: Any) -> None:
     )
     flat.install()
     outside.install()
+    entries.install(xom)
+    files.install(xom)
     replica.install()
     logging.getLogger().addFilter(is_worth_a_line)
 
 
 @hookimpl
 def devpiserver_pyramid_configure(config: Any, pyramid_config: Any) -> None:
-    """Put our tween before devpi's own.
+    """Put our tweens before devpi's own.
 
     With one of the two places alone, Pyramid puts its own tween for exceptions before devpi's, whose transactions then
     end without a commit: devpi answers by raising.
     """
-    pyramid_config.add_tween(
-        "lanmirror_devpi.tween.factory", under=INGRESS, over="devpi_server.views.tween_request_logging"
-    )
+    for module in ("tween", "files"):
+        pyramid_config.add_tween(
+            f"lanmirror_devpi.{module}.factory", under=INGRESS, over="devpi_server.views.tween_request_logging"
+        )
 
 
 def is_worth_a_line(record: logging.LogRecord) -> bool:

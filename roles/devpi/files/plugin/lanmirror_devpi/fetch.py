@@ -1,0 +1,701 @@
+"""Downloads: one for each file at a time, whoever wants it, waits for it or goes away meanwhile.
+
+A download runs in a thread of its own and writes to a temporary file. Where the upstream breaks off, or sends nothing
+for a while, it goes on from there (RFC 9110, 14.2). The first client gets the bytes as they come, at its own speed, but
+for the last ones: those come when size and hash are right. Otherwise its connection is broken off, so that nobody
+takes what it has for the whole. All others wait for the end.
+
+Where a file cannot be stored (a full disk), each client gets the bytes by itself, checked in the same way.
+
+Nothing here knows devpi: what is fetched, and how it is stored, is told by a Job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import hashlib
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import httpx
+from devpi_server.log import thread_push_log, threadlog
+from waitress.channel import ClientDisconnected
+
+from lanmirror_devpi.outside import RefusedError
+
+# Bytes at the end that a client gets only when all of them are right.
+HELD = 64 << 10
+PIECE = 256 << 10
+# How many downloads run at a time; others queue.
+AT_ONCE = 64
+# Pauses before each try to go on, as parts of the silence that ends one; more in a row are given up.
+PAUSES = (0.0, 0.01, 0.03, 0.1)
+# Bytes after which a new row of tries begins.
+PROGRESS = 64 << 10
+# Seconds for which a failure answers who asks anew.
+REMEMBERED = 3.0
+CONTENT_RANGE = re.compile(r"bytes (?P<first>\d+)-(?P<last>\d+)/(?P<size>\d+)")
+# A server that has one of these packs nothing more: its `Content-Encoding` is only said of the file.
+PACKED_NAMES = (".gz", ".tgz")
+UNPACKED = {"", "identity"}
+TRANSIENT = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+
+
+class FetchError(Exception):
+    """A file cannot be had: `status` is the answer to who asked for it."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = int(status)
+
+
+def status_for(status: int) -> int:
+    """Return what is answered where an upstream answers with `status`; clients ask again after a 502 alone."""
+    if status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
+        return HTTPStatus.NOT_FOUND
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in TRANSIENT:
+        return HTTPStatus.BAD_GATEWAY
+    return HTTPStatus.FAILED_DEPENDENCY
+
+
+def failure(error: Exception) -> FetchError:
+    """Return what is answered where an upstream gave no answer."""
+    why = f"{type(error).__name__}: {error}"
+    if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+        return FetchError(HTTPStatus.GATEWAY_TIMEOUT, why)
+    if isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
+        return FetchError(HTTPStatus.BAD_GATEWAY, why)
+    return FetchError(HTTPStatus.FAILED_DEPENDENCY, why)
+
+
+def sendable(have: int, size: int | None, *, right: bool) -> int:
+    """Return how many bytes of a file a client may have, of `have` that came, before and after they were checked."""
+    if right:
+        return have
+    return max(0, min(have, size - HELD) if size is not None else have - HELD)
+
+
+def validator(headers: Mapping[str, str]) -> str:
+    """Return what is to be sent as `If-Range` (RFC 9110, 13.1.5): a strong ETag or a date, "" for none."""
+    etag = headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
+
+
+def length(headers: Mapping[str, str]) -> int | None:
+    """Return the length that an answer tells."""
+    text = headers.get("Content-Length", "")
+    return int(text) if text.isdecimal() else None
+
+
+def is_packed(name: str, headers: Mapping[str, str], size: int | None) -> bool:
+    """Return whether the bytes of an answer are not those of the file, although nothing packed was asked for."""
+    if headers.get("Content-Encoding", "").strip().lower() in UNPACKED:
+        return False
+    return not name.endswith(PACKED_NAMES) and (size is None or length(headers) != size)
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """How a download goes on: what to leave out of the new answer."""
+
+    skip: int
+
+
+def resumed(
+    status: int,
+    headers: Mapping[str, str],
+    *,
+    have: int,
+    size: int | None,
+    checked: bool,
+    before: str,
+) -> Resumed:
+    """Return how to go on with the answer to a request for the rest.
+
+    Args:
+        status: Of the answer.
+        headers: Of the answer.
+        have: Bytes that came before.
+        size: Of the whole, None where it is not known.
+        checked: Whether a hash will tell bytes of two files from those of one.
+        before: The validator of the first answer, "" for none.
+
+    Raises:
+        FetchError: The rest cannot be had.
+    """
+    if status == HTTPStatus.PARTIAL_CONTENT:
+        found = CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+        if not found or int(found["first"]) != have or (size is not None and int(found["size"]) != size):
+            raise FetchError(HTTPStatus.BAD_GATEWAY, "the upstream gives another part than asked for")
+        if not checked and not before:
+            raise FetchError(HTTPStatus.BAD_GATEWAY, "it broke off, and nothing tells whether it is still the same")
+        return Resumed(0)
+    if status == HTTPStatus.OK:
+        if not checked and (not before or validator(headers) != before):
+            raise FetchError(HTTPStatus.BAD_GATEWAY, "it broke off, and may have changed since")
+        return Resumed(have)
+    raise FetchError(status_for(status), f"it broke off, and then came a status of {status}")
+
+
+class Bytes(Protocol):
+    """The bytes of a file, in order.
+
+    Attributes:
+        size: None where it is not known. Known after `open`.
+        modified: When it was, as the upstream writes it; "" for not known.
+        whole: Whether the end of the bytes is surely that of the file.
+    """
+
+    size: int | None
+    modified: str
+    whole: bool
+
+    def open(self) -> None:
+        """Wait for the beginning; FetchError where there is none."""
+
+    def close(self) -> None:
+        """End it."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
+class Upstream:
+    """The bytes of a file from an upstream, which may break off."""
+
+    def __init__(
+        self, client: Any, url: str, *, name: str, size: int | None, checked: bool, silence: float, headers: Any = None
+    ) -> None:
+        """Ask for a file.
+
+        Args:
+            client: Of the index, see outside.py.
+            url: Of the file.
+            name: Of the file.
+            size: As the page tells it, None where it does not.
+            checked: Whether there is a hash to check the bytes by.
+            silence: Seconds without a byte after which it has broken off.
+            headers: More of the request.
+        """
+        self.client, self.url, self.name, self.checked = client, url, name, checked
+        self.size, self.modified, self.whole = size, "", True
+        self.silence, self.headers = silence, dict(headers or {})
+        self.told_size, self.validator, self.have = size, "", 0
+        self.answer: Any = None
+
+    def _ask(self, **headers: str) -> Any:
+        timeout = httpx.Timeout(self.silence, connect=self.client.timeout.connect, pool=None)
+        request = self.client.build_request("GET", self.url, headers={**self.headers, **headers}, timeout=timeout)
+        return self.client.send(request, stream=True)
+
+    def open(self) -> None:
+        """Wait for the beginning; FetchError where there is none."""
+        try:
+            self.answer = self._ask()
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise failure(error) from error
+        status, headers = self.answer.status_code, self.answer.headers
+        if status != HTTPStatus.OK:
+            self.close()
+            raise FetchError(status_for(status), f"the upstream answers {status}")
+        if not self._is_packed():
+            announced = length(headers)
+            if None not in {self.told_size, announced} and self.told_size != announced:
+                self.close()
+                raise FetchError(
+                    HTTPStatus.BAD_GATEWAY, f"it has {announced} bytes, where its page told {self.told_size}"
+                )
+            self.size = announced if self.told_size is None else self.told_size
+        # Else the end is where the connection ends, for whatever reason.
+        framed = length(headers) is not None or "chunked" in headers.get("Transfer-Encoding", "").lower()
+        self.whole = framed or self.size is not None
+        self.validator, self.modified = validator(headers), headers.get("Last-Modified", "")
+
+    def _is_packed(self) -> bool:
+        return is_packed(self.name, self.answer.headers, self.told_size)
+
+    def close(self) -> None:
+        """End it."""
+        if self.answer is not None:
+            self.answer.close()
+            self.answer = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the bytes, going on where it broke off; FetchError where they end too early."""
+        tries, before, skip = 0, 0, 0
+        try:
+            while True:
+                try:
+                    if self.answer is None:
+                        skip = self._go_on()
+                    yield from self._rest(skip)
+                except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+                    self.close()
+                    if self.have == self.size:
+                        return
+                    tries = 1 if self.have - before >= PROGRESS else tries + 1
+                    before = max(before, self.have)
+                    if tries > len(PAUSES) or isinstance(error, RefusedError):
+                        raise failure(error) from error
+                    threadlog.warn("%s broke off after %s bytes (%s), going on", self.name, self.have, error)
+                    time.sleep(PAUSES[tries - 1] * self.silence)
+                else:
+                    return
+        finally:
+            self.close()
+
+    def _rest(self, skip: int) -> Iterator[bytes]:
+        """Yield what an answer has, but for its first `skip` bytes."""
+        for piece in self.answer.iter_bytes() if self._is_packed() else self.answer.iter_raw():
+            new = piece[skip:]
+            skip -= len(piece) - len(new)
+            self.have += len(new)
+            if self.size is not None and self.have > self.size:
+                raise FetchError(HTTPStatus.BAD_GATEWAY, f"it has more than {self.size} bytes")
+            if new:
+                yield new
+        if skip or (self.size is not None and self.have < self.size):
+            raise httpx.RemoteProtocolError(f"it ends after {self.have} of {self.size} bytes")
+
+    def _go_on(self) -> int:
+        """Ask for the rest; return how many bytes of the answer to leave out."""
+        asking = {"Range": f"bytes={self.have}-"} if self.have else {}
+        if asking and self.validator:
+            asking["If-Range"] = self.validator
+        self.answer = self._ask(**asking)
+        status, headers = self.answer.status_code, self.answer.headers
+        if status == HTTPStatus.PARTIAL_CONTENT and self._is_packed():
+            # A part of what is packed is no part of the file.
+            self.close()
+            self.answer = self._ask()
+            status, headers = self.answer.status_code, self.answer.headers
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in TRANSIENT:
+            self.close()
+            raise httpx.RemoteProtocolError(f"the upstream answers {status}")
+        try:
+            return resumed(
+                status, headers, have=self.have, size=self.size, checked=self.checked, before=self.validator
+            ).skip
+        except FetchError:
+            self.close()
+            raise
+
+
+class Ready:
+    """Bytes that are there already."""
+
+    def __init__(self, content: bytes, modified: str = "") -> None:
+        self.content, self.size, self.modified, self.whole = content, len(content), modified, True
+
+    def open(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield them."""
+        yield self.content
+
+
+class Check:
+    """The running size and hashes of bytes that come."""
+
+    def __init__(self, wanted: Mapping[str, str], size: int | None) -> None:
+        self.wanted, self.size, self.have = wanted, size, 0
+        # devpi stores by this one, whatever the upstream tells.
+        self._running = {name: hashlib.new(name) for name in {"sha256", *wanted}}
+
+    def add(self, piece: bytes) -> None:
+        """Take the next bytes."""
+        self.have += len(piece)
+        for running in self._running.values():
+            running.update(piece)
+
+    def digests(self) -> dict[str, str]:
+        """Return the hashes of all bytes.
+
+        Raises:
+            FetchError: They are not those of the file.
+        """
+        found = {name: running.hexdigest() for name, running in self._running.items()}
+        for name, value in self.wanted.items():
+            if found[name] != value.lower():
+                raise FetchError(HTTPStatus.BAD_GATEWAY, f"its {name} is {found[name]}, not {value}")
+        if self.size not in {None, self.have}:
+            raise FetchError(HTTPStatus.BAD_GATEWAY, f"it has {self.have} bytes, not {self.size}")
+        return found
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be fetched.
+
+    Attributes:
+        path: Of its URL, without the first slash; one download at a time has it.
+        hashes: What its bytes must have, by algorithm; none where the upstream tells none.
+        source: Returns where its bytes come from.
+        store: Stores a temporary file, with its hashes and when it was modified.
+        is_stored: Whether it is there.
+    """
+
+    path: str
+    hashes: Mapping[str, str]
+    source: Callable[[], Bytes]
+    store: Callable[[Path, Mapping[str, str], str], None]
+    is_stored: Callable[[], bool]
+
+
+class Outcome(enum.Enum):
+    """How a download ended: it is stored; it cannot be had; or it can, but not be stored."""
+
+    STORED = "stored"
+    FAILED = "failed"
+    ALONE = "alone"
+
+
+class BrokenOff(ClientDisconnected):
+    """The rest of an answer does not come: waitress ends the connection, so that the client sees it."""
+
+
+@dataclass
+class Download:
+    """A download, and who waits for it."""
+
+    job: Job
+    # Whether the first client reads while it comes.
+    has_reader: bool
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    outcome: Outcome | None = None
+    error: FetchError | None = None
+    ended: float = 0.0
+    began: bool = False
+    size: int | None = None
+    modified: str = ""
+    have: int = 0
+    right: bool = False
+    # The temporary file, opened for the first client.
+    file: BinaryIO | None = None
+    # What the first client goes on with by itself: the next bytes, those after them, and their check.
+    rest: tuple[Iterator[bytes], Check, Bytes] | None = None
+
+    def begin(self, source: Bytes, file: Any) -> None:
+        """Let the first client read what is written to a file; None for none."""
+        with self.changed:
+            if self.has_reader and file:
+                self.file = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)
+            self.size, self.modified, self.began = source.size, source.modified, True
+            self.changed.notify_all()
+
+    def grow(self, count: int) -> None:
+        """Let the first client have more."""
+        with self.changed:
+            self.have += count
+            self.changed.notify_all()
+
+    def accept(self) -> None:
+        """Let the first client have all."""
+        with self.changed:
+            self.right = True
+            self.changed.notify_all()
+
+    def hand_over(self, pieces: Iterator[bytes], check: Check, source: Bytes) -> bool:
+        """Leave the rest to the first client; return whether it is still there."""
+        with self.changed:
+            if self.has_reader:
+                self.rest = pieces, check, source
+            return self.has_reader
+
+    def end(self, outcome: Outcome, error: FetchError | None = None) -> None:
+        """Tell all who wait."""
+        with self.changed:
+            self.outcome, self.error, self.ended = outcome, error, time.monotonic()
+            self.changed.notify_all()
+
+    def wait(self) -> Outcome:
+        """Wait for the end."""
+        with self.changed:
+            while self.outcome is None:
+                self.changed.wait()
+            return self.outcome
+
+    def more_than(self, sent: int) -> tuple[int, bool]:
+        """Wait for more than `sent` bytes that the first client may have; return how many, and whether that is all."""
+        with self.changed:
+            while True:
+                over = self.right or self.outcome is not None
+                end = sendable(self.have, self.size, right=self.right)
+                if over or end > sent:
+                    return end, over
+                self.changed.wait()
+
+    def reader(self) -> Reader:
+        """Wait for the beginning, and return the bytes as they come.
+
+        Raises:
+            FetchError: There is no beginning.
+        """
+        with self.changed:
+            self.changed.wait_for(lambda: self.began or self.outcome is not None)
+            if not self.began:
+                self.has_reader = False
+                raise self.error or FetchError(HTTPStatus.BAD_GATEWAY, "it cannot be stored")
+            return Reader(self)
+
+
+class Reader:
+    """What the first client gets, as it comes."""
+
+    def __init__(self, download: Download) -> None:
+        self.download, self.file = download, download.file
+        self.pieces = self._read()
+
+    def __iter__(self) -> Reader:
+        """Return itself."""
+        return self
+
+    def __next__(self) -> Any:
+        """Return the next bytes."""
+        return next(self.pieces)
+
+    def close(self) -> None:
+        """End it: the client has all, or is gone."""
+        self.pieces.close()
+        if self.file:
+            self.file.close()
+        with self.download.changed:
+            self.download.has_reader = False
+            rest, self.download.rest = self.download.rest, None
+        if rest:
+            rest[2].close()
+
+    def _at(self, offset: int, end: int) -> bytes:
+        # Where there is no file, there are no bytes to be read from it.
+        return os.pread(self.file.fileno(), min(PIECE, end - offset), offset) if self.file else b""
+
+    def _read(self) -> Any:
+        sent, download = 0, self.download
+        while True:
+            end, over = download.more_than(sent)
+            while sent < end:
+                piece = self._at(sent, end)
+                sent += len(piece)
+                yield piece
+            if over:
+                break
+        if download.rest:
+            yield from self._by_itself(sent, *download.rest[:2])
+        elif not download.right:
+            raise BrokenOff
+
+    def _by_itself(self, sent: int, pieces: Iterator[bytes], check: Check) -> Iterator[bytes]:
+        def stored() -> Iterator[bytes]:
+            offset, end = sent, self.download.have
+            while offset < end:
+                piece = self._at(offset, end)
+                offset += len(piece)
+                yield piece
+
+        yield from held_back(chain(stored(), checked(pieces, check)), check)
+
+
+def checked(pieces: Iterator[bytes], check: Check) -> Iterator[bytes]:
+    """Yield bytes, and have them checked."""
+    for piece in pieces:
+        check.add(piece)
+        yield piece
+
+
+def held_back(pieces: Iterator[bytes], check: Check) -> Iterator[bytes]:
+    """Yield bytes, the last ones only when all are right; BrokenOff otherwise."""
+    held = bytearray()
+    try:
+        for piece in pieces:
+            held += piece
+            if len(held) > HELD:
+                yield bytes(held[:-HELD])
+                del held[:-HELD]
+        check.digests()
+    except FetchError as error:
+        threadlog.error("%s", error)
+        raise BrokenOff from error
+    yield bytes(held)
+
+
+class Alone:
+    """A file for one client alone, which is not stored."""
+
+    def __init__(self, job: Job) -> None:
+        """Wait for the beginning; FetchError where there is none."""
+        self.source = job.source()
+        self.source.open()
+        check = Check(job.hashes, self.source.size)
+        self.pieces = held_back(checked(iter(self.source), check), check)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the bytes."""
+        return self.pieces
+
+    def close(self) -> None:
+        """End it."""
+        self.source.close()
+
+
+class Downloads:
+    """All downloads of this process."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keep temporary files in `folder`, which is on the file system of the store; old ones there are deleted."""
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.iterdir():
+            left.unlink()
+        self._lock = threading.Lock()
+        self._known: dict[str, Download] = {}
+        self._queues: dict[str, deque[Download]] = {}
+        self._workers: dict[str, int] = {}
+        self._count = 0
+        self._told_full = False
+
+    def find(self, path: str) -> Download | None:
+        """Return the download of a file that is under way, or has just failed."""
+        with self._lock:
+            return self._find(path)
+
+    def _find(self, path: str) -> Download | None:
+        now = time.monotonic()
+        for old in [old for old, each in self._known.items() if each.outcome and now - each.ended > REMEMBERED]:
+            del self._known[old]
+        return self._known.get(path)
+
+    def start(self, job: Job, *, reads: bool, kind: str = "") -> tuple[Download | None, bool]:
+        """Return the download of a file and whether it begins with this; None where the file is stored.
+
+        Args:
+            job: What to fetch.
+            reads: Whether the caller reads while it comes.
+            kind: Downloads of one kind do not wait for those of another, of which they may be parts.
+        """
+        with self._lock:
+            known = self._find(job.path)
+            if known:
+                return known, False
+            if job.is_stored():
+                return None, False
+            download = self._known[job.path] = Download(job, has_reader=reads)
+            self._queues.setdefault(kind, deque()).append(download)
+            if self._workers.get(kind, 0) < AT_ONCE:
+                self._workers[kind] = self._workers.get(kind, 0) + 1
+                threading.Thread(target=self._work, args=(kind,), daemon=True, name="lanmirror-file").start()
+        return download, True
+
+    def _work(self, kind: str) -> None:
+        thread_push_log("[FILE]")
+        while True:
+            with self._lock:
+                if not self._queues[kind]:
+                    self._workers[kind] -= 1
+                    return
+                download = self._queues[kind].popleft()
+                self._count += 1
+                temporary = self.folder / f"{os.getpid()}-{self._count}"
+            self._run(download, temporary)
+
+    def _run(self, download: Download, temporary: Path) -> None:
+        outcome, error = Outcome.FAILED, None
+        source = download.job.source()
+        try:
+            source.open()
+            outcome = self._take(download, source, temporary)
+        except FetchError as why:
+            error = why
+            threadlog.error("%s: %s", download.job.path, why)
+        except Exception as why:
+            error = FetchError(HTTPStatus.BAD_GATEWAY, f"{type(why).__name__}: {why}")
+            threadlog.exception("%s", download.job.path)
+        finally:
+            if download.rest is None:
+                source.close()
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if outcome is Outcome.STORED:
+                with self._lock:
+                    del self._known[download.job.path]
+            download.end(outcome, error)
+
+    def _take(self, download: Download, source: Bytes, temporary: Path) -> Outcome:
+        """Take the bytes of a download; return how it ended, FetchError where it fails."""
+        job = download.job
+        check = Check(job.hashes, source.size)
+        pieces = iter(source)
+        try:
+            file = temporary.open("xb+", buffering=0)
+        except OSError as error:
+            return self._give_up(download, pieces, check, source, error)
+        with file:
+            download.begin(source, file)
+            for piece in pieces:
+                try:
+                    write(file, piece)
+                except OSError as error:
+                    return self._give_up(download, chain([piece], pieces), check, source, error)
+                check.add(piece)
+                download.grow(len(piece))
+            digests = check.digests()
+            download.accept()
+            if not source.whole and not job.hashes:
+                # Nothing tells whether the connection ended where the file does.
+                return Outcome.ALONE
+            try:
+                # After a power cut, a file that stands in the store has its bytes.
+                os.fdatasync(file.fileno())
+                set_modified(temporary, source.modified)
+                job.store(temporary, digests, source.modified)
+            except Exception as error:  # whatever it is, the bytes are right, and clients want them
+                self._tell_full(error)
+                return Outcome.ALONE
+        self._told_full = False
+        return Outcome.STORED
+
+    def _give_up(
+        self, download: Download, pieces: Iterator[bytes], check: Check, source: Bytes, error: OSError
+    ) -> Outcome:
+        """Leave a download to those who want it: it cannot be written down."""
+        self._tell_full(error)
+        handed_over = download.hand_over(pieces, check, source)
+        if not download.began:
+            download.begin(source, None)
+        if not handed_over:
+            source.close()
+        return Outcome.ALONE
+
+    def _tell_full(self, error: Exception) -> None:
+        if not self._told_full:
+            threadlog.error(
+                "files cannot be stored, and are passed on as they come: %s: %s", type(error).__name__, error
+            )
+        self._told_full = True
+
+
+def write(file: Any, piece: bytes) -> None:
+    """Write all bytes."""
+    view = memoryview(piece)
+    while view:
+        view = view[file.write(view) :]
+
+
+def set_modified(path: Path, modified: str) -> None:
+    """Give a file the time that the upstream tells, "" for none: Nginx tells the same, and a client can go on by it."""
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        at = parsedate_to_datetime(modified).timestamp()
+        os.utime(path, (at, at))
