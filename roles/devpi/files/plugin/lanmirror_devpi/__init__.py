@@ -14,6 +14,7 @@ database, so replicas, backups and upgrades carry it.
     entries.py   devpi's entries of files that nobody has fetched: made up from the page
     fetch.py     downloads: one for each file at a time, checked, and going on where they broke off
     files.py     the answers to requests for files, and for the metadata of wheels
+    passwords.py how many passwords are checked at a time, and who may upload
     flat.py      the setting `flat`: an upstream of one page
     told.py      which upstreams answer, for the watchdog
 

@@ -379,7 +379,6 @@ class Download:
     outcome: Outcome | None = None
     error: FetchError | None = None
     ended: float = 0.0
-    began: bool = False
     size: int | None = None
     modified: str = ""
     have: int = 0
@@ -394,7 +393,7 @@ class Download:
         with self.changed:
             if self.has_reader and file:
                 self.file = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)
-            self.size, self.modified, self.began = source.size, source.modified, True
+            self.size, self.modified = source.size, source.modified
             self.changed.notify_all()
 
     def grow(self, count: int) -> None:
@@ -440,16 +439,16 @@ class Download:
                 self.changed.wait()
 
     def reader(self) -> Reader:
-        """Wait for the beginning, and return the bytes as they come.
+        """Wait for the first bytes that the first client may have, and return all as they come.
 
         Raises:
-            FetchError: There is no beginning.
+            FetchError: There are none.
         """
+        self.more_than(0)
         with self.changed:
-            self.changed.wait_for(lambda: self.began or self.outcome is not None)
-            if not self.began:
+            if self.outcome is Outcome.FAILED and not sendable(self.have, self.size, right=self.right):
                 self.has_reader = False
-                raise self.error or FetchError(HTTPStatus.BAD_GATEWAY, "it cannot be stored")
+                raise self.error or FetchError(HTTPStatus.BAD_GATEWAY, "it failed")
             return Reader(self)
 
 
@@ -536,11 +535,16 @@ class Alone:
     """A file for one client alone, which is not stored."""
 
     def __init__(self, job: Job) -> None:
-        """Wait for the beginning; FetchError where there is none."""
+        """Wait for the first bytes; FetchError where there are none."""
         self.source = job.source()
         self.source.open()
         check = Check(job.hashes, self.source.size)
-        self.pieces = held_back(checked(iter(self.source), check), check)
+        pieces = held_back(checked(iter(self.source), check), check)
+        try:
+            first = next(pieces, b"")
+        except BrokenOff as error:
+            raise FetchError(HTTPStatus.BAD_GATEWAY, "its bytes are not right") from error
+        self.pieces = chain([first], pieces)
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the bytes."""
@@ -672,10 +676,9 @@ class Downloads:
     ) -> Outcome:
         """Leave a download to those who want it: it cannot be written down."""
         self._tell_full(error)
-        handed_over = download.hand_over(pieces, check, source)
-        if not download.began:
+        if not download.have:
             download.begin(source, None)
-        if not handed_over:
+        if not download.hand_over(pieces, check, source):
             source.close()
         return Outcome.ALONE
 

@@ -8,7 +8,7 @@ from typing import Any
 from devpi_server.config import hookimpl
 from pyramid.tweens import INGRESS
 
-from lanmirror_devpi import entries, files, flat, mirror, outside, replica
+from lanmirror_devpi import entries, files, flat, mirror, outside, passwords, replica
 from lanmirror_devpi.told import Told
 
 
@@ -67,6 +67,7 @@ def devpiserver_cmdline_run(xom: Any) -> None:
     outside.install()
     entries.install(xom)
     files.install(xom)
+    passwords.install(xom)
     replica.install()
     logging.getLogger().addFilter(is_worth_a_line)
 
@@ -78,7 +79,8 @@ def devpiserver_pyramid_configure(config: Any, pyramid_config: Any) -> None:
     With one of the two places alone, Pyramid puts its own tween for exceptions before devpi's, whose transactions then
     end without a commit: devpi answers by raising.
     """
-    for module in ("tween", "files"):
+    passwords.configure(pyramid_config)
+    for module in ("tween", "passwords", "files"):
         pyramid_config.add_tween(
             f"lanmirror_devpi.{module}.factory", under=INGRESS, over="devpi_server.views.tween_request_logging"
         )
