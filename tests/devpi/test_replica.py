@@ -98,6 +98,8 @@ def test_replica_fetches_files_from_the_primary_and_all_of_them_once(
     assert replica.get(path, Range="bytes=-100").content == content[-100:]
     assert replica.get(f"{path}.metadata").content == metadata
     assert [each.get("Range") for each in file.asked] == ["bytes=-100"]
+    # By way of the primary, which alone may have the way out.
+    assert [f"GET {asked}\n" in primary.log for asked in (path, f"{path}.metadata")] == [True, True]
     assert replica.get(path).content == content
     for devpi in (replica, primary):
         assert devpi.get(f"/+lanmirror/stored{path}").status_code == 204

@@ -310,7 +310,7 @@ class Wanted:
         answer = told(self.name, size=count, modified=upstream.headers.get("Last-Modified", ""))
         answer.status = HTTPStatus.PARTIAL_CONTENT
         answer.headers["Content-Range"] = found[0]
-        answer.app_iter = PassedOn(upstream, count)
+        answer.app_iter = PassedOn(upstream)
         return answer
 
 
@@ -324,19 +324,15 @@ def is_asked_for(part: Part, first: int, last: int, size: int) -> bool:
 class PassedOn:
     """The bytes of an upstream's answer."""
 
-    def __init__(self, upstream: Any, count: int) -> None:
-        self.upstream, self.left = upstream, count
+    def __init__(self, upstream: Any) -> None:
+        self.upstream = upstream
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield them."""
         try:
-            for piece in self.upstream.iter_raw():
-                self.left -= len(piece)
-                yield piece
+            yield from self.upstream.iter_raw()
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             raise BrokenOff from error
-        if self.left:
-            raise BrokenOff
 
     def close(self) -> None:
         """End it."""
