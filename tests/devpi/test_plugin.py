@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import resource
+import socket
 import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 import requests
@@ -89,3 +93,22 @@ def test_name_that_is_not_normal_leads_to_the_path_of_the_normal_one(
         answer = devpi.get(f"/root/{name}/+simple/{written}{slash}", Host="inner.example")
         assert answer.is_redirect
         assert answer.headers["Location"].rstrip("/") == f"/root/{name}/+simple/flask-sqlalchemy"
+
+
+def test_many_connections_are_no_trouble(start_devpi: Callable[..., Devpi]) -> None:
+    """More than select(2) knows."""
+    devpi = start_devpi(connection_limit=3000)
+    assert devpi.process
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.prlimit(devpi.process.pid, resource.RLIMIT_NOFILE, (min(4096, most), most))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, most), most))
+    try:
+        with ExitStack() as open_ones:
+            for _ in range(1100):
+                open_ones.enter_context(socket.create_connection(("127.0.0.1", devpi.port), timeout=30))
+            assert devpi.get("/+api", accept="application/json").status_code == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert devpi.get("/+api", accept="application/json").status_code == 200
+    devpi.stop()

@@ -42,6 +42,8 @@ def test_server_configuration() -> None:
         "role": "primary",
         "request-timeout": 5,
         "max-request-body-size": 2 * 1024 * 1024,
+        "threads": 200,
+        "connection-limit": 1000,
         "argon2-memory-cost": 65536,
         "keyfs-cache-size": 1000,
         "lanmirror-page-timeout": 60,

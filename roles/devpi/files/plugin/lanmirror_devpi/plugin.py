@@ -68,6 +68,8 @@ def devpiserver_cmdline_run(xom: Any) -> None:
     entries.install(xom)
     files.install(xom)
     passwords.install(xom)
+    # By default waitress waits with select(2), which knows no more than 1024 open files.
+    xom.config.waitress_info["kwargs"]["asyncore_use_poll"] = True
     replica.install()
     logging.getLogger().addFilter(is_worth_a_line)
 
