@@ -474,6 +474,39 @@ def test_file_that_was_deleted_is_fetched_again(devpi: Devpi, upstream: Upstream
     assert len(origin.asked) == 3
 
 
+class Bare(Devpi):
+    """devpi without the plugin, as a server has it that was set up by an older lanmirror."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**super().environment, "PYTHONPATH": ""}
+
+
+def test_entries_of_before_the_plugin_are_good_until_the_upstream_is_another_one(
+    own_devpi: Devpi, upstream: Upstream
+) -> None:
+    devpi = own_devpi
+    devpi.stop()
+    bare = Bare(devpi.venv, devpi.data, {}, port=devpi.port)
+    names = [f"six-{number}.0.tar.gz" for number in range(4)]
+    files = [
+        Origin(upstream, name, noise(1000 + n), **({"hashes": {}} if n % 2 else {})) for n, name in enumerate(names)
+    ]
+    upstream.page("six", [file.entry for file in files])
+    bare.start()
+    bare.mirror("root/pypi", upstream)
+    paths = [path_of(bare, "root/pypi", "six", name) for name in names]
+    bare.stop()
+    devpi.start()
+    # The upstream gives no page any more.
+    upstream.answer["/simple/six/"] = 503, {}, b""
+    assert [devpi.get(path).content for path in paths[:2]] == [file.content for file in files[:2]]
+    upstream.page("six", [])
+    upstream.answer["/new/six/"] = upstream.answer["/simple/six/"]
+    devpi.declare("root/pypi", mirror_url=f"{upstream.url}/new/")
+    assert [devpi.get(path).status_code for path in paths] == [200, 200, 200, 404]
+
+
 def test_path_that_no_page_has_is_no_file(devpi: Devpi, index: str, origin: Origin) -> None:
     for path in ("+f/000/0000000000000/six-1.0.tar.gz", "+f/..%2f..%2f.sqlite", "+e/x/six-1.0.tar.gz", "+f/a/b"):
         assert devpi.get(f"/{index}/{path}").status_code == 404

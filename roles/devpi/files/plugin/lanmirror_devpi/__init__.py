@@ -12,8 +12,11 @@ database, so replicas, backups and upgrades carry it.
     times.py     when pages were confirmed by their upstreams
     outside.py   the HTTP client for upstreams, which goes nowhere inside; the setting `file_hosts`
     entries.py   devpi's entries of files that nobody has fetched: made up from the page
-    fetch.py     downloads: one for each file at a time, checked, and going on where they broke off
-    files.py     the answers to requests for files, and for the metadata of wheels
+    sources.py   the bytes of a file: checked, and going on where an upstream broke off
+    fetch.py     downloads: one for each file at a time
+    answers.py   the answers to requests for a file: stored, as it comes, or a part of it
+    keep.py      how a file, and the metadata of a wheel, is got and stored
+    files.py     who gets which answer: devpi's views of files, and the contract with Nginx
     passwords.py how many passwords are checked at a time, and who may upload
     flat.py      the setting `flat`: an upstream of one page
     told.py      which upstreams answer, for the watchdog

@@ -83,6 +83,16 @@ def known(stage: Any, path: str) -> Known | None:
     return None
 
 
+def is_of_before(stage: Any, path: str) -> bool:
+    """Return whether a file stands on a page that devpi stored before there was this plugin: its entry has its URL."""
+    below = path.removeprefix(f"{stage.name}/")
+    for project in links.projects_of(below.rpartition("/")[2]):
+        stored = mirror.known_page(stage, project) if stage.is_project_cached(project) else None
+        if stored and stored.mark == mirror.BEFORE and any(file.path == below for file in stored.page.files):
+            return True
+    return False
+
+
 def known_by_path(xom: Any, path: str) -> Known | None:
     """Return what is known of a file, of whatever index."""
     parts = path.split("/")
