@@ -269,11 +269,22 @@ def test_file_whose_end_nobody_tells_is_given_and_not_stored(devpi: Devpi, upstr
     assert not is_stored(devpi, path)
 
 
-def test_size_of_the_page_is_compared_before_a_byte_is_read(devpi: Devpi, index: str, origin: Origin) -> None:
-    origin.script = [other(BIG + b"x")]
-    path = path_of(devpi, index, "six", SDIST)
+def test_size_of_the_page_counts_where_there_is_no_hash(devpi: Devpi, upstream: Upstream, index: str) -> None:
+    checked = Origin(upstream, SDIST, BIG, size=7)
+    unchecked = Origin(upstream, "six-2.0.tar.gz", BIG, size=7, hashes={})
+    upstream.page("six", [checked.entry, unchecked.entry])
+    assert devpi.get(path_of(devpi, index, "six", checked.name)).content == BIG
+    path = path_of(devpi, index, "six", unchecked.name)
     assert devpi.get(path).status_code == 502
     assert not is_stored(devpi, path)
+
+
+def test_hash_in_capitals_is_a_hash(devpi: Devpi, upstream: Upstream, index: str) -> None:
+    md5 = hashlib.md5(BIG).hexdigest().upper()
+    upstream.page("six", [Origin(upstream, SDIST, BIG, hashes={"md5": md5}).entry])
+    path = path_of(devpi, index, "six", SDIST)
+    assert devpi.get(path).content == BIG
+    assert ended(devpi, path).status_code == 204
 
 
 def test_packed_answer_is_unpacked(devpi: Devpi, upstream: Upstream, index: str) -> None:

@@ -116,3 +116,14 @@ def test_metadata_of_an_uploaded_wheel_is_made_of_it(devpi: Devpi, name: str) ->
     assert devpi.get(f"{path}.metadata").content == METADATA
     missing = path.replace(WHEEL, "six-9.0-py3-none-any.whl")
     assert devpi.get(missing).status_code == 404
+
+
+def test_metadata_goes_with_its_wheel(devpi: Devpi, upstream: Upstream, index: str) -> None:
+    have(upstream, PROMISED)
+    path = path_of(devpi, index, "six", WHEEL)
+    assert devpi.get(f"{path}.metadata").content == METADATA
+    assert devpi.get(path).content == CONTENT
+    assert devpi.get(f"/+lanmirror/stored{path}").status_code == 204
+    devpi.declare(index, volatile=True)
+    assert requests.delete(devpi.url + path, headers=devpi.token(), timeout=LONG).ok
+    assert list((devpi.data / "+files" / path.lstrip("/")).parent.iterdir()) == []

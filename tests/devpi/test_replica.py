@@ -145,13 +145,17 @@ def test_replica_shares_one_download_and_takes_no_wrong_bytes(
 
 def test_replica_gets_files_while_the_primary_is_away(pair: tuple[Devpi, Devpi], upstream: Upstream, name: str) -> None:
     primary, replica = pair
-    file = Origin(upstream, "six-1.0.tar.gz", noise(100_000))
+    content, metadata = wheel("six", "1.0", 100_000)
+    file = Origin(upstream, "six-1.0-py3-none-any.whl", content, **{"core-metadata": True})
+    Origin(upstream, "six-1.0-py3-none-any.whl.metadata", metadata)
     upstream.page("six", [file.entry])
     primary.mirror(f"root/{name}", upstream)
     in_sync(primary, replica)
     path = path_of(replica, f"root/{name}", "six", file.name)
     primary.stop()
     try:
-        assert replica.get(path).content == file.content
+        assert replica.get(f"{path}.metadata").content == metadata
+        assert file.asked == []
+        assert replica.get(path).content == content
     finally:
         primary.start()

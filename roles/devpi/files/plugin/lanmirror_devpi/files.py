@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 from devpi_common.metadata import splitbasename
 from devpi_common.url import URL
-from devpi_server import filestore, replica, views
+from devpi_server import filestore, filestore_fs, replica, views
 from devpi_server.readonly import get_mutable_deepcopy
 from pyramid.httpexceptions import HTTPFound
 from pyramid.response import Response
@@ -47,7 +47,7 @@ def factory(handler: Callable[[Any], Any], registry: Any) -> Callable[[Any], Any
     xom = registry["xom"]
 
     def tween(request: Any) -> Any:
-        if request.path_info.startswith(STORED):
+        if request.environ.get("PATH_INFO", "").startswith(STORED):
             return told_when_stored(xom, request.path_info.removeprefix(STORED))
         answer = handler(request)
         if isinstance(answer, Later):
@@ -100,6 +100,7 @@ def file_view(self: Any) -> Any:
     if not is_mirror:
         upload = wanted_file(stage, file, meta, None) if xom.is_replica() else None
         return later(lambda: metadata_of_upload(xom, file, meta, upload))
+    meta = {**meta, "url": known.file.url} if known else meta
     wheel = wanted_file(stage, file, meta, known)
     promised = (known and known.core_metadata) or stage.provides_core_metadata
     if not promised and not on_disk(xom, file).is_file():
@@ -193,6 +194,7 @@ def iter_fetch_remote_file(stage: Any, entry: Any, url: Any) -> Iterator[Any]:
 
 def install(xom: Any) -> None:
     """Put this in the place of devpi's own."""
+    on_disk(xom, "").mkdir(exist_ok=True)
     xom.lanmirror_downloads = Downloads(Path(xom.config.server_path) / ".lanmirror-downloads")
 
     def stage_pkgserv(self: Any) -> Any:
@@ -203,7 +205,9 @@ def install(xom: Any) -> None:
         if val and val.get("last_modified") and self.file_search_path is None:
             with xom.keyfs.read_transaction(at_serial=serial):
                 stage = xom.model.getstage(*key.relpath.split("/")[:2])
-                wanted = stage and wanted_file(stage, key.relpath, val, None, **{replica.H_REPLICA_FILEREPL: "YES"})
+                # No URL: what the primary has deleted since is not to come from elsewhere.
+                meta = {**val, "url": ""}
+                wanted = stage and wanted_file(stage, key.relpath, meta, None, **{replica.H_REPLICA_FILEREPL: "YES"})
             if wanted and not wanted.job.is_stored():
                 download, _ = xom.lanmirror_downloads.start(wanted.job, reads=False)
                 if download:
@@ -211,6 +215,13 @@ def install(xom: Any) -> None:
         # It sees that the file is there; where it is not, it tries by itself, and remembers why that failed.
         theirs(self, serial, key, val, back_serial)
 
+    def remove(self: Any) -> list[str]:
+        """Remove a file that devpi deletes, with the metadata beside it."""
+        found: list[str] = remove_file(self)
+        Path(f"{self.path}{METADATA}").unlink(missing_ok=True)
+        return found
+
+    remove_file = replace(filestore_fs.File, "remove", remove)
     replace(views.PyPIView, "stage_pkgserv", stage_pkgserv)
     replace(views.PyPIView, "mirror_pkgserv", stage_pkgserv)
     replace(views, "iter_fetch_remote_file", iter_fetch_remote_file)

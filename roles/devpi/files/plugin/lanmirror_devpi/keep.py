@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -42,26 +42,43 @@ def wanted_file(stage: Any, path: str, meta: Mapping[str, Any], known: entries.K
     meta = {**meta, "url": url}
     silence = float(xom.config.args.lanmirror_file_silence)
 
-    def upstream(url: str, silence: float) -> Upstream:
+    def upstream(url: str) -> Upstream:
         # Without a hash, as below `+e/`, size and length are all that can be checked.
-        return Upstream(client, url, name=name, size=size, checked=bool(hashes), silence=silence, headers=headers)
-
-    def source() -> Bytes:
-        if not xom.is_replica():
-            return upstream(url, silence)
-        primary = upstream(xom.config.primary_url.joinpath(path).url, PATIENCE_WITH_PRIMARY)
-        return FirstOf(primary, upstream(url, silence)) if url else primary
+        return Upstream(
+            client,
+            url,
+            name=name,
+            size=size,
+            checked=bool(hashes),
+            silence=silence,
+            patience=patience(xom),
+            headers=headers,
+        )
 
     job = Job(
         path=path,
         hashes=hashes,
-        source=source,
+        source=lambda: first_of(list(map(upstream, ways(xom, path, url)))),
         store=partial(store, xom, path, meta),
         is_stored=on_disk(xom, path).is_file,
     )
-    if xom.is_replica():
-        return Wanted(xom, client, xom.config.primary_url.joinpath(path).url, job, size, PATIENCE_WITH_PRIMARY)
-    return Wanted(xom, client, url, job, size, silence)
+    return Wanted(xom, client, ways(xom, path, url)[0], job, size, max(silence, patience(xom)))
+
+
+def ways(xom: Any, path: str, url: str) -> list[str]:
+    """Return the URLs that have a file: on a replica, that of the primary, then the upstream's."""
+    primary = [xom.config.primary_url.joinpath(path).url] if xom.is_replica() else []
+    return [*primary, url] if url or not primary else primary
+
+
+def patience(xom: Any) -> float:
+    """Return for how many seconds the beginning of an answer is waited for, at least."""
+    return PATIENCE_WITH_PRIMARY if xom.is_replica() else 0.0
+
+
+def first_of(sources: Sequence[Bytes]) -> Bytes:
+    """Return the first source that has the bytes."""
+    return FirstOf(*sources) if len(sources) > 1 else sources[0]
 
 
 def hashes_of(meta: Mapping[str, Any]) -> dict[str, str]:
@@ -79,8 +96,9 @@ def store(  # noqa: PLR0917 - the last three are Job's
     """Store a file in devpi, with its entry."""
     found = filestore.Digests(digests)
     with temporary.open("rb") as file:
-        # devpi links it, and copies nothing (filestore_fs).
-        file.devpi_srcpath = str(temporary)  # type: ignore[attr-defined]
+        if temporary.stat().st_dev == on_disk(xom, "").stat().st_dev:
+            # devpi links it, and copies nothing (filestore_fs).
+            file.devpi_srcpath = str(temporary)  # type: ignore[attr-defined]
         with xom.keyfs.read_transaction():
             key = entries.key_of(xom.keyfs, path)
             present = dict(key.get())
@@ -99,7 +117,10 @@ def store(  # noqa: PLR0917 - the last three are Job's
                 if meta.get(name) is not None:
                     setattr(entry, name, meta[name])
             entry.file_set_content(
-                file, last_modified=modified or None, hash_spec=meta.get("hash_spec") or None, hashes=found
+                file,
+                last_modified=modified or None,
+                hash_spec=(meta.get("hash_spec") or "").lower() or None,
+                hashes=found,
             )
             if entry.project:
                 stage.add_project_name(entry.project)
@@ -116,12 +137,15 @@ def wanted_metadata(wheel: Wanted, meta: Mapping[str, Any], promised: Any) -> Wa
     xom, path = wheel.xom, f"{wheel.job.path}{METADATA}"
     sha256 = promised.get("sha256") if isinstance(promised, Mapping) else None
     hashes = {"sha256": sha256} if sha256 else {}
-    parts = urlsplit(wheel.url)
-    url = urlunsplit(parts._replace(path=f"{parts.path}{METADATA}"))
+    parts = urlsplit(meta.get("url") or "")
+    urls = ways(xom, path, urlunsplit(parts._replace(path=f"{parts.path}{METADATA}")) if parts.path else "")
+
+    def upstream(url: str) -> Upstream:
+        return Upstream(wheel.client, url, name=METADATA, size=None, checked=bool(hashes), silence=wheel.silence)
 
     def source() -> Bytes:
-        upstream = Upstream(wheel.client, url, name=METADATA, size=None, checked=bool(hashes), silence=wheel.silence)
-        return Made(Metadata(upstream, hashes, wheel, meta.get("project") or "", meta.get("version") or ""))
+        upstreams = first_of(list(map(upstream, urls)))
+        return Made(Metadata(upstreams, hashes, wheel, meta.get("project") or "", meta.get("version") or ""))
 
     job = Job(
         path=path,
@@ -130,14 +154,14 @@ def wanted_metadata(wheel: Wanted, meta: Mapping[str, Any], promised: Any) -> Wa
         store=partial(store_beside, on_disk(xom, path)),
         is_stored=on_disk(xom, path).is_file,
     )
-    return Wanted(xom, wheel.client, url, job, None, wheel.silence, kind=METADATA)
+    return Wanted(xom, wheel.client, urls[0], job, None, wheel.silence, kind=METADATA)
 
 
 @dataclass(frozen=True)
 class Metadata:
     """Where the metadata of a wheel comes from: the upstream; where it is missing there or wrong, the wheel itself."""
 
-    upstream: Upstream
+    upstream: Bytes
     hashes: Mapping[str, str]
     wheel: Wanted
     project: str

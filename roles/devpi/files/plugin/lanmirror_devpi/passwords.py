@@ -101,7 +101,7 @@ class Passwords:
 
 def credentials_of(xom: Any, request: Any) -> tuple[str, str] | None:
     """Return the name and password that a request carries, in whatever way."""
-    if request.method == "POST" and request.path_info == "/+login":
+    if request.method == "POST" and request.environ.get("PATH_INFO") == "/+login":
         try:
             told = request.json_body
             return str(told["user"]), str(told["password"])

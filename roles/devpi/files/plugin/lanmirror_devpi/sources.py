@@ -143,7 +143,16 @@ class Upstream:
     """The bytes of a file from an upstream, which may break off."""
 
     def __init__(
-        self, client: Any, url: str, *, name: str, size: int | None, checked: bool, silence: float, headers: Any = None
+        self,
+        client: Any,
+        url: str,
+        *,
+        name: str,
+        size: int | None,
+        checked: bool,
+        silence: float,
+        patience: float = 0.0,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """Ask for a file.
 
@@ -154,18 +163,22 @@ class Upstream:
             size: As the page tells it, None where it does not.
             checked: Whether there is a hash to check the bytes by.
             silence: Seconds without a byte after which it has broken off.
+            patience: Seconds to wait for the beginning, where that is longer.
             headers: More of the request.
         """
         self.client, self.url, self.name, self.checked = client, url, name, checked
         self.size, self.modified, self.whole = size, "", True
-        self.silence, self.headers = silence, dict(headers or {})
+        self.silence, self.patience, self.headers = silence, max(silence, patience), dict(headers or {})
         self.told_size, self.validator, self.have = size, "", 0
         self.answer: Any = None
 
     def _ask(self, **headers: str) -> Any:
-        timeout = httpx.Timeout(self.silence, connect=self.client.timeout.connect, pool=None)
+        timeout = httpx.Timeout(self.patience, connect=self.client.timeout.connect, pool=None)
         request = self.client.build_request("GET", self.url, headers={**self.headers, **headers}, timeout=timeout)
-        return self.client.send(request, stream=True)
+        answer = self.client.send(request, stream=True)
+        # httpcore looks it up again when the body is read.
+        answer.request.extensions["timeout"]["read"] = self.silence
+        return answer
 
     def open(self) -> None:
         """Wait for the beginning; FetchError where there is none."""
@@ -179,12 +192,13 @@ class Upstream:
             raise FetchError(status_for(status), f"the upstream answers {status}")
         if not self._is_packed():
             announced = length(headers)
-            if None not in {self.told_size, announced} and self.told_size != announced:
+            if not self.checked and None not in {self.told_size, announced} and self.told_size != announced:
                 self.close()
                 raise FetchError(
                     HTTPStatus.BAD_GATEWAY, f"it has {announced} bytes, where its page told {self.told_size}"
                 )
-            self.size = announced if self.told_size is None else self.told_size
+            # A page may be wrong about that; the hash decides.
+            self.size = self.told_size if announced is None else announced
         # Else the end is where the connection ends, for whatever reason.
         framed = length(headers) is not None or "chunked" in headers.get("Transfer-Encoding", "").lower()
         self.whole = framed or self.size is not None
@@ -278,7 +292,7 @@ class Ready:
 class FirstOf:
     """The bytes of the first of several sources that has them."""
 
-    def __init__(self, *sources: Upstream) -> None:
+    def __init__(self, *sources: Bytes) -> None:
         self.sources = sources
         self.source = sources[0]
         self.size: int | None = None
