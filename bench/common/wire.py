@@ -8,12 +8,15 @@ The devices take and give TCP segments as the kernel has them before it cuts the
 `TUN_F_TSO4`, as a virtual machine's network card), so that the process has ten times fewer to carry; what TCP counts
 in, the segment of 1,460 bytes, stays.
 
-    python bench/common/wire.py NAME NAMESPACE ADDRESS NAMESPACE ADDRESS SECONDS
+A rate can be set as well: a router with a buffer of BUFFER seconds, which drops what is too much.
+
+    python bench/common/wire.py NAME NAMESPACE ADDRESS NAMESPACE ADDRESS SECONDS BYTES_PER_SECOND
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import select
@@ -33,6 +36,10 @@ TUN_F_CSUM, TUN_F_TSO4 = 0x1, 0x2
 LARGEST = (1 << 16) + 64
 # The packets that a device holds while this process is not scheduled; a router's buffer, in packets.
 QUEUE = 10_000
+# Of the router, where there is a rate, seconds.
+BUFFER = 0.2
+# From linux/sched.h.
+CLONE_NEWNET = 0x40000000
 
 
 def run(*command: str) -> None:
@@ -60,11 +67,25 @@ class Wire:
 
 
 @contextlib.contextmanager
-def wire(round_trip: float, name: str = "lmbench") -> Iterator[Wire]:
+def within(namespace: str) -> Iterator[None]:
+    """Have this thread, and what it starts, use a namespace for the length of a `with` (setns(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/proc/thread-self/ns/net").open("rb") as before, Path("/run/netns", namespace).open("rb") as inside:
+        if libc.setns(inside.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+        try:
+            yield
+        finally:
+            libc.setns(before.fileno(), CLONE_NEWNET)
+
+
+@contextlib.contextmanager
+def wire(round_trip: float, name: str = "lmbench", rate: float = 0) -> Iterator[Wire]:
     """Join two new namespaces for the length of a `with`.
 
     Args:
         round_trip: how long a packet and its answer take, in seconds.
+        rate: how much goes through in each direction, in bytes a second; 0 for all that there is.
         name: the first letters of the namespaces' and devices' names, at most 12.
     """
     made = Wire(f"{name}-near", f"{name}-far", "10.255.60.2")
@@ -76,7 +97,7 @@ def wire(round_trip: float, name: str = "lmbench") -> Iterator[Wire]:
         run("ip", "-n", namespace, "link", "set", "lo", "up")
     command = [sys.executable, __file__, name, made.near, "10.255.60.1", made.far, made.address]
     pipe = subprocess.PIPE
-    with subprocess.Popen([*command, str(round_trip / 2)], stdin=pipe, stdout=pipe, text=True) as carrier:
+    with subprocess.Popen([*command, str(round_trip / 2), str(rate)], stdin=pipe, stdout=pipe, text=True) as carrier:
         try:
             if carrier.stdout is None or carrier.stdout.readline() != "ready\n":
                 raise RuntimeError("the link did not come up; /dev/net/tun and root's rights are needed")
@@ -98,10 +119,12 @@ def _device(name: str, namespace: str, address: str, peer: str) -> int:
     return descriptor
 
 
-def carry(one: int, other: int, delay: float, end: int) -> None:
-    """Carry packets both ways, each `delay` seconds after it came, until `end` can be read."""
+def carry(one: int, other: int, delay: float, rate: float, end: int) -> None:
+    """Carry packets both ways, each `delay` seconds after it came, at `rate`, until `end` can be read."""
     held: dict[int, deque[tuple[float, bytes]]] = {one: deque(), other: deque()}
     towards = {one: other, other: one}
+    # When the router has sent all that it has so far.
+    free = {one: 0.0, other: 0.0}
     now = time.monotonic
     while True:
         dues = [queue[0][0] for queue in held.values() if queue]
@@ -113,7 +136,13 @@ def carry(one: int, other: int, delay: float, end: int) -> None:
             with contextlib.suppress(BlockingIOError):
                 # A turn each, so that neither direction waits for the end of the other's stream.
                 for _ in range(64):
-                    queue.append((now() + delay, os.read(source, LARGEST)))
+                    packet = os.read(source, LARGEST)
+                    came = now()
+                    if rate:
+                        if free[source] > came + BUFFER:
+                            continue
+                        free[source] = came = max(came, free[source]) + len(packet) / rate
+                    queue.append((came + delay, packet))
         for source, queue in held.items():
             while queue and queue[0][0] <= now():
                 os.write(towards[source], queue.popleft()[1])
@@ -121,11 +150,11 @@ def carry(one: int, other: int, delay: float, end: int) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Join two namespaces until standard input ends, as it does when the benchmark dies."""
-    name, near, near_address, far, far_address, delay = arguments
+    name, near, near_address, far, far_address, delay, rate = arguments
     one = _device(f"{name}0", near, near_address, far_address)
     other = _device(f"{name}1", far, far_address, near_address)
     print("ready", flush=True)
-    carry(one, other, float(delay), sys.stdin.fileno())
+    carry(one, other, float(delay), float(rate), sys.stdin.fileno())
     return 0
 
 

@@ -10,20 +10,22 @@ import sys
 from collections.abc import Sequence
 
 from bench.common import command, lab
-from bench.pypi import load, servers, upstream
+from bench.pypi import far, load, servers, upstream
 from bench.pypi.scenarios import Bench, all_scenarios, warm
 
 DEBIAN = {"nginx": "nginx-light", "ip": "iproute2", "unshare": "util-linux"} | load.DEBIAN
 # Set for the process that measures: it has a network of its own.
 INSIDE = "LANMIRROR_BENCH_INSIDE"
 SERVERS = 4
+# Those of the first install, over a long way out.
+FAR = {"lock": far.lock, "small": far.small, "large": far.large, "evening": far.evening}
 # Seconds that Nginx takes a page for fresh before it asks devpi: as the role has it, and in a quick run.
 FRESH, FRESH_QUICK = 60, 2
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    names = list(all_scenarios())
+    names = [*all_scenarios(), *FAR]
     parser = command.parser(
         "python3 -m bench.pypi",
         "Measure the PyPI cache, as its role sets it up, beside devpi alone, devpi behind the Nginx configuration that "
@@ -56,23 +58,31 @@ def measure(options: argparse.Namespace) -> int:
     work = options.work / "pypi"
     busy = os.getloadavg()[0]
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    static = work / "static"
-    shutil.rmtree(static, ignore_errors=True)
-    static.mkdir()
-    cold = [f"cold{number}" for number in range(SERVERS)]
-    spare = 40 if options.quick else 1000
-    made = upstream.make(work / "upstream", work / "wheels", spare, cold)
-    fresh = FRESH_QUICK if options.quick else FRESH
+    seconds = 1 if options.quick else 2
     scenarios = all_scenarios()
+    chosen = options.scenarios or [*scenarios, *FAR]
     results = []
-    with servers.all_servers(work, made, static, pages_fresh=fresh) as running:
-        names = upstream.spares(spare)
-        seconds = 1 if options.quick else 2
-        bench = Bench(running, made, static, work, options.rounds, seconds, cold, names, fresh)
-        warm(bench)
-        for name in options.scenarios or scenarios:
+    if near := [name for name in chosen if name in scenarios]:
+        static = work / "static"
+        shutil.rmtree(static, ignore_errors=True)
+        static.mkdir()
+        cold = [f"cold{number}" for number in range(SERVERS)]
+        spare = 40 if options.quick else 1000
+        made = upstream.make(work / "upstream", work / "wheels", spare, cold)
+        fresh = FRESH_QUICK if options.quick else FRESH
+        with servers.all_servers(work, made, static, pages_fresh=fresh) as running:
+            names = upstream.spares(spare)
+            bench = Bench(running, made, static, work, options.rounds, seconds, cold, names, fresh)
+            warm(bench)
+            for name in near:
+                print(f"{name}:", flush=True)
+                results += scenarios[name](bench)
+    if distant := [name for name in chosen if name in FAR]:
+        place = far.Far(work, work / "far", options.rounds, options.quick)
+        far.make(place)
+        for name in distant:
             print(f"{name}:", flush=True)
-            results += scenarios[name](bench)
+            results.append(FAR[name](place))
     typed, commit = command.made_by("python3 -m bench.pypi", options, command.ROOT)
     how = [
         f"Made by `{typed}`, {command.today()}, roles at commit {commit}. Medians of runs in turn, on one machine,",

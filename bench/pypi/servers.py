@@ -193,13 +193,15 @@ def site_files(folder: Path, **variables: Any) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def ours(work: Path, folder: Path, static: Path, *, pages_fresh: int) -> Iterator[Server]:
+def ours(
+    work: Path, folder: Path, static: Path, *, pages_fresh: int, upstream: str = f"{UPSTREAM_URL}/simple/"
+) -> Iterator[Server]:
     """Run this project's cache: the role's own files, with the role's own variables."""
     data = folder / "data"
     variables: dict[str, Any] = {
         "devpi_data_dir": str(data),
         "devpi_upstream": "custom",
-        "devpi_mirror_url": f"{UPSTREAM_URL}/simple/",
+        "devpi_mirror_url": upstream,
         "devpi_mirror_cache_expiry": CACHE_EXPIRY,
         "devpi_mirror_no_project_list": True,
         "__devpi_secret_file": str(folder / "secret"),
