@@ -23,6 +23,8 @@ SETTINGS = "/etc/devpi/watch.ini"
 METRICS = "/var/lib/devpi-watch/lanmirror_pypi.prom"
 # Of Nginx' log and of the watch, seconds: both write every five.
 SOON = 30
+# As Nginx lets them go: `__devpi_refreshes_per_second` of the role.
+REFRESHES_PER_SECOND = 30
 
 
 def health() -> tuple[int, dict[str, Any]]:
@@ -283,8 +285,12 @@ def test_refreshes_wait_for_each_other_and_share_connections_and_no_client_waits
     time.sleep(61)
     began = float(run(server, "date +%s"))
     ask_for_all()
+    # Nginx goes on with the refreshes while the client of another page asks. Of those that wait, none is before the
+    # client: only as many as Nginx lets go in the time that passes here, however long that is on a busy machine.
+    looked, before = time.monotonic(), len(asked_devpi(began))
     assert status_of("root/wheels", "lab-late") == 404
-    wait("all refreshes", 60, lambda: len(asked_devpi(began)) > len(many))
+    passed = time.monotonic() - looked
+    wait("all refreshes", 120, lambda: len(asked_devpi(began)) > len(many))
     asked = asked_devpi(began)
     assert sorted(asked) == sorted([*many, "lab-late"])
-    assert asked.index("lab-late") < 150
+    assert asked.index("lab-late") <= before + REFRESHES_PER_SECOND * (passed + 1)
