@@ -247,18 +247,21 @@ def test_folder_of_installers_from_elsewhere_is_a_mirror(tmp_path: Path) -> None
         (folder / path).parent.mkdir(parents=True)
         (folder / path).touch()
     (tmp_path / "outside").mkdir()
+    (tmp_path / "elsewhere").mkdir()
     assert not data.mirrors(folder)
     store = Store(folder)
     store.create()
     ledger = Ledger(store)
     # The others are what the engine never writes.
-    for path in ("miniforge/Miniforge3.sh", "../outside/x", "/etc/passwd", "theirs"):
+    # None of them is a path of the machine's own: a test that is broken on purpose would delete it.
+    for path in ("miniforge/Miniforge3.sh", "../outside/x", f"{tmp_path}/elsewhere/x", "theirs"):
         ledger.entries[path] = Entry(0, "")
     ledger.save()
     assert data.mirrors(folder)
     assert data.delete(folder) is False
     assert [path.name for path in folder.iterdir()] == ["theirs"]
     assert (tmp_path / "outside").exists()
+    assert (tmp_path / "elsewhere").exists()
 
 
 def test_only_what_the_engine_made_is_deleted(tmp_path: Path) -> None:

@@ -107,7 +107,9 @@ def parts(folder: Path) -> list[Path]:
     except (OSError, ValueError):
         known = {}
     names = [match[1] for match in map(INSTALLER.fullmatch, known if isinstance(known, dict) else {}) if match]
-    return [folder / name for name in dict.fromkeys([*PARTS, *names])]
+    made = [folder / name for name in dict.fromkeys([*PARTS, *names])]
+    # Twice is better where root deletes: whatever was written down, nothing but a folder right below this one.
+    return [path for path in made if path.parent == folder and path.name not in {"", ".", ".."}]
 
 
 def mirrors(folder: Path) -> bool:
