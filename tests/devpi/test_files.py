@@ -348,6 +348,7 @@ def test_small_part_of_a_file_is_passed_on(devpi: Devpi, index: str, origin: Ori
     answer = devpi.get(path, Range=header, **ACCEL)
     assert answer.status_code == 206
     assert answer.content == part
+    assert answer.headers["Content-Length"] == str(len(part))
     begin = BIG.index(part)
     assert answer.headers["Content-Range"] == f"bytes {begin}-{begin + len(part) - 1}/{len(BIG)}"
     assert answer.headers["Cache-Control"] == "no-store"

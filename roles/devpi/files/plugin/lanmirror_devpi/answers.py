@@ -225,10 +225,10 @@ class Wanted:
             upstream.close()
             return None
         count = int(found["last"]) - int(found["first"]) + 1
-        answer = told(self.name, size=count, modified=upstream.headers.get("Last-Modified", ""))
+        modified = upstream.headers.get("Last-Modified", "")
+        answer = told(self.name, size=count, modified=modified, body=PassedOn(upstream))
         answer.status = HTTPStatus.PARTIAL_CONTENT
         answer.headers["Content-Range"] = found[0]
-        answer.app_iter = PassedOn(upstream)
         return answer
 
 
