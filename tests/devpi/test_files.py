@@ -536,3 +536,24 @@ def test_leftovers_of_a_crash_are_deleted(own_devpi: Devpi) -> None:
     left.write_bytes(b"half")
     own_devpi.restart()
     assert not left.exists()
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_file_that_nobody_has_is_pushed_to_a_stage(devpi: Devpi, upstream: Upstream, index: str, right: bool) -> None:
+    file = Origin(upstream, SDIST, BIG)
+    upstream.page("six", [file.entry])
+    file.script = [cut(300_000)] if right else [other(BIG[:-1] + b"x")]
+    path = path_of(devpi, index, "six", SDIST)
+    devpi.declare(f"{index}-dev", type="stage", bases=[])
+    pushed = requests.post(
+        f"{devpi.url}/{index}",
+        json={"name": "six", "version": "1.0", "targetindex": f"{index}-dev"},
+        headers={**devpi.token(), "Accept": "application/json"},
+        timeout=LONG,
+    )
+    assert pushed.ok == right, pushed.text
+    assert is_stored(devpi, path) == right
+    if right:
+        assert devpi.get(path_of(devpi, f"{index}-dev", "six", SDIST)).content == BIG
+        assert devpi.get(path).content == BIG
+        assert len(file.asked) == 2

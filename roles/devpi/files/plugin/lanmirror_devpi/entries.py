@@ -17,8 +17,8 @@ from devpi_server.readonly import ensure_deeply_readonly, get_mutable_deepcopy
 from lanmirror_devpi import links, mirror, page
 from lanmirror_devpi.replace import replace
 
-# Pages that are kept unpacked: a client asks for several files of one project, and devpi's deletions for all.
-PAGES = 4
+# Pages that are kept unpacked: devpi's deletions ask for all files of one. A large one takes tens of MiB.
+PAGES = 2
 # Parts of the path of a file with a hash, and of one without.
 KEYS = {("+f", 6): "STAGEFILE", ("+e", 5): "PYPIFILE_NOMD5"}
 
@@ -77,9 +77,13 @@ pages = Pages()
 def known(stage: Any, path: str) -> Known | None:
     """Return what the stored pages of a mirror tell of a file; its path is that of its URL, without the first slash."""
     below = path.removeprefix(f"{stage.name}/")
+    # devpi asks several times in one request, while others ask for files of other projects.
+    asked: dict[str, Known] = vars(stage.keyfs.tx).setdefault("lanmirror_known", {})
+    if path in asked:
+        return asked[path]
     for project in links.projects_of(below.rpartition("/")[2]):
         if file := pages.files(stage, project).get(below):
-            return Known(project, file)
+            return asked.setdefault(path, Known(project, file))
     return None
 
 
