@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from roles.devpi.files import lanmirror_devpi_watch as watch
+from roles.devpi.files.lanmirror_ops.served import FIELDS
 from roles.devpi.filter_plugins import devpi_variables as checked
 from roles.devpi.library import devpi_data as data
 from roles.devpi.library import devpi_indexes as devpi
@@ -204,7 +204,7 @@ def test_units_beside_devpi_are_kept_to_what_they_write() -> None:
 def test_log_of_what_is_served_has_the_fields_that_are_read() -> None:
     form = re.search(r"log_format devpi_served '([^']+)';", render("devpi", "devpi-http.conf.j2"))
     assert form is not None
-    assert len(form[1].split(r"\t")) == watch.FIELDS
+    assert len(form[1].split(r"\t")) == FIELDS
 
 
 @pytest.mark.parametrize(
@@ -564,7 +564,7 @@ def test_module_compares_the_installed_folder_with_the_wanted_one(tmp_path: Path
 
 def test_installed_configuration_says_where_devpi_has_its_data(tmp_path: Path) -> None:
     assert data.setting(tmp_path / "devpi-server.yml", "serverdir") == ""
-    for template, key in (("devpi-server.yml.j2", "serverdir"), ("life.toml.j2", "backups")):
+    for template, key in (("devpi-server.yml.j2", "serverdir"), ("lanmirror.toml.j2", "backups")):
         (tmp_path / "file").write_text(
             render("devpi", template, devpi_data_dir="/srv/devpi/", devpi_backup_dir="/srv/devpi")
         )
@@ -597,10 +597,18 @@ def test_only_backups_are_deleted(tmp_path: Path) -> None:
 
 
 def test_empty_setting_does_not_take_the_next_line(tmp_path: Path) -> None:
-    (tmp_path / "watch.ini").write_text(render("devpi", "watch.ini.j2"))
-    assert data.setting(tmp_path / "watch.ini", "metrics") == ""
-    (tmp_path / "watch.ini").write_text(render("devpi", "watch.ini.j2", devpi_metrics_file="/srv/pypi.prom"))
-    assert data.setting(tmp_path / "watch.ini", "metrics") == "/srv/pypi.prom"
+    (tmp_path / "lanmirror.toml").write_text(render("devpi", "lanmirror.toml.j2"))
+    assert data.setting(tmp_path / "lanmirror.toml", "metrics") == ""
+    (tmp_path / "lanmirror.toml").write_text(render("devpi", "lanmirror.toml.j2", devpi_metrics_file="/srv/pypi.prom"))
+    assert data.setting(tmp_path / "lanmirror.toml", "metrics") == "/srv/pypi.prom"
+
+
+def test_settings_of_older_roles_say_it_too(tmp_path: Path) -> None:
+    (tmp_path / "backups/devpi-20261124T090000Z").mkdir(parents=True)
+    (tmp_path / "life.toml").write_text(f'data = "/srv/devpi"\nbackups = "{tmp_path}/backups"\n')
+    (tmp_path / "watch.ini").write_text("[watch]\nmetrics = /srv/pypi.prom\n")
+    found = run_module(Path(data.__file__), tmp_path, conf_dir=str(tmp_path))
+    assert (found["folders"], found["metrics"]) == ([f"{tmp_path}/backups"], "/srv/pypi.prom")
 
 
 # ---- the module: what it decides -----------------------------------------------------------------------------

@@ -6,6 +6,8 @@ A devpi that runs, and its own reader of the database, have their tests in Molec
 from __future__ import annotations
 
 import hashlib
+import importlib
+import pkgutil
 import shutil
 import sqlite3
 import tarfile
@@ -18,17 +20,57 @@ from typing import Any
 import pytest
 import yaml
 
-from roles.devpi.files import lanmirror_devpi_life as life
+from roles.devpi.files import lanmirror_ops
+from roles.devpi.files.lanmirror_ops import (
+    OpsError,
+    archive,
+    command,
+    settings,
+    system,
+    undo,
+    upgrade,
+)
+from roles.devpi.files.lanmirror_ops.archive import opened, pack, refuse_other_versions, unpack, verify, whole_backups
+from roles.devpi.files.lanmirror_ops.backup import backup
+from roles.devpi.files.lanmirror_ops.restore import restore
+from roles.devpi.files.lanmirror_ops.settings import ASIDE, Settings
 from tests.roles.render import ROOT, render
+
+# devpi_state.py is for the Python of a venv of devpi's.
+MODULES = [
+    importlib.import_module(f"{lanmirror_ops.__name__}.{module.name}")
+    for module in pkgutil.iter_modules(lanmirror_ops.__path__)
+    if module.name not in {"__main__", "devpi_state"}
+]
 
 VERSION = {"version": "6.20.3", "database": "4"}
 UPLOADED = "lab/dev/+f/abc/tool-1.0.whl"
 CACHED = "root/pypi/+f/def/idna-3.whl"
+# Nothing of it is run.
+VENV = Path("/nonexistent")
 LAST = "root/pypi/+f/123/attrs-1.whl"
 
 
+def patch(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> None:
+    """Put something in the place of a function of the package, for all modules that use it."""
+    users = [module for module in MODULES if hasattr(module, name)]
+    assert users
+    for module in users:
+        monkeypatch.setattr(module, name, value)
+
+
+def as_rendered(folder: Path, **variables: Any) -> Settings:
+    """Read the settings as the role writes them."""
+    path = folder / "lanmirror.toml"
+    path.write_text(render("devpi", "lanmirror.toml.j2", **variables))
+    try:
+        return settings.load(path)
+    finally:
+        path.unlink()
+
+
 @pytest.fixture
-def settings(tmp_path: Path) -> life.Settings:
+def server(tmp_path: Path) -> Settings:
     """A server with an uploaded package, and with two cached ones, the last of which is devpi's last change."""
     data, conf = tmp_path / "data", tmp_path / "conf"
     for name in (UPLOADED, CACHED, LAST):
@@ -41,9 +83,17 @@ def settings(tmp_path: Path) -> life.Settings:
     (data / ".serverversion").write_text("4")
     (data / ".event_serial").write_text("7")
     conf.mkdir()
-    for name in life.CONF:
+    for name in archive.CONF:
         (conf / name).write_text(name)
-    return life.Settings(data, tmp_path / "backups", 2, False, "http://127.0.0.1:1", "devpi", conf, tmp_path / "prefix")
+    return replace(
+        as_rendered(tmp_path),
+        url="http://127.0.0.1:1",
+        data=data,
+        backups=tmp_path / "backups",
+        keep=2,
+        conf=conf,
+        prefix=tmp_path / "prefix",
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -56,14 +106,14 @@ def state(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "pages": [],
         "uploads": {},
     }
-    monkeypatch.setattr(life, "read_state", lambda *_: known)
+    patch(monkeypatch, "read_state", lambda *_, **__: known)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     return known
 
 
 @pytest.fixture
-def made(settings: life.Settings) -> Path:
-    return life.backup(settings, settings.current)
+def made(server: Settings) -> Path:
+    return backup(server, server.current)
 
 
 def stored(folder: Path) -> set[str]:
@@ -73,10 +123,8 @@ def stored(folder: Path) -> set[str]:
 # ---- backup --------------------------------------------------------------------------------------------------
 
 
-def test_backup_has_what_is_needed_to_stand_up_again_and_only_root_reads_it(
-    settings: life.Settings, made: Path
-) -> None:
-    manifest = life.verify(made)
+def test_backup_has_what_is_needed_to_stand_up_again_and_only_root_reads_it(server: Settings, made: Path) -> None:
+    manifest = verify(made, VENV)
     assert set(manifest["files"]) == {
         "data/.sqlite",
         "data/.nodeinfo",
@@ -89,9 +137,9 @@ def test_backup_has_what_is_needed_to_stand_up_again_and_only_root_reads_it(
         f"data/+files/{LAST}",
     }
     assert (manifest["devpi_server"], manifest["database"], manifest["uuid"]) == ("6.20.3", "4", "0123")
-    assert (made / "data/+files" / UPLOADED).samefile(settings.data / "+files" / UPLOADED)
+    assert (made / "data/+files" / UPLOADED).samefile(server.data / "+files" / UPLOADED)
     assert [
-        path.stat().st_mode & 0o077 for path in (settings.backups, made / "data/.sqlite", made / "manifest.json")
+        path.stat().st_mode & 0o077 for path in (server.backups, made / "data/.sqlite", made / "manifest.json")
     ] == [
         0,
         0,
@@ -101,72 +149,70 @@ def test_backup_has_what_is_needed_to_stand_up_again_and_only_root_reads_it(
         assert db.execute("select data from changelog").fetchall() == [("seven",)]
 
 
-def test_backup_has_the_cache_when_it_is_wanted(settings: life.Settings) -> None:
-    whole = life.backup(replace(settings, cache=True), settings.current)
+def test_backup_has_the_cache_when_it_is_wanted(server: Settings) -> None:
+    whole = backup(replace(server, cache=True), server.current)
     assert stored(whole) == {UPLOADED, CACHED, LAST}
 
 
-def test_backup_is_a_copy_where_files_cannot_be_linked(
-    settings: life.Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_backup_is_a_copy_where_files_cannot_be_linked(server: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)
-    copied = life.backup(settings, settings.current) / "data/+files" / UPLOADED
-    assert not copied.samefile(settings.data / "+files" / UPLOADED)
+    copied = backup(server, server.current) / "data/+files" / UPLOADED
+    assert not copied.samefile(server.data / "+files" / UPLOADED)
     assert copied.stat().st_mode & 0o777 == 0o600
 
 
 def test_only_so_many_backups_are_kept_and_a_half_one_is_none(
-    settings: life.Settings, monkeypatch: pytest.MonkeyPatch
+    server: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for day in range(1, 5):
-        (settings.backups / f".devpi-2026010{day}T000000Z.partial" / "data").mkdir(parents=True)
+        (server.backups / f".devpi-2026010{day}T000000Z.partial" / "data").mkdir(parents=True)
         monkeypatch.setattr(
             time, "strftime", lambda form, *_, day=day: form.replace("%Y%m%dT%H%M%SZ", f"2026010{day}T000000Z")
         )
-        life.backup(settings, settings.current)
-    (settings.backups / "devpi-20260109T000000Z").mkdir()
-    assert [path.name[-12:] for path in life.whole_backups(settings.backups)] == ["0103T000000Z", "0104T000000Z"]
-    assert list(settings.backups.glob(".*")) == []
+        backup(server, server.current)
+    (server.backups / "devpi-20260109T000000Z").mkdir()
+    assert [path.name[-12:] for path in whole_backups(server.backups)] == ["0103T000000Z", "0104T000000Z"]
+    assert list(server.backups.glob(".*")) == []
 
 
-def test_backup_leaves_nothing_when_a_file_is_missing_or_damaged(settings: life.Settings) -> None:
-    path = settings.data / "+files" / UPLOADED
+def test_backup_leaves_nothing_when_a_file_is_missing_or_damaged(server: Settings) -> None:
+    path = server.data / "+files" / UPLOADED
     path.write_text("rotten")
-    with pytest.raises(life.LifeError, match=r"tool-1\.0\.whl is damaged"):
-        life.backup(settings, settings.current)
+    with pytest.raises(OpsError, match=r"tool-1\.0\.whl is damaged"):
+        backup(server, server.current)
     path.unlink()
-    with pytest.raises(life.LifeError, match=r"tool-1\.0\.whl is missing"):
-        life.backup(settings, settings.current)
-    assert list(settings.backups.iterdir()) == []
+    with pytest.raises(OpsError, match=r"tool-1\.0\.whl is missing"):
+        backup(server, server.current)
+    assert list(server.backups.iterdir()) == []
 
 
 def test_package_that_is_deleted_meanwhile_costs_a_second_try(
-    settings: life.Settings, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    server: Settings, state: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (settings.data / "+files" / UPLOADED).unlink()
+    (server.data / "+files" / UPLOADED).unlink()
     monkeypatch.setattr(time, "sleep", lambda _: state["files"].clear())
-    assert stored(life.backup(settings, settings.current)) == {LAST}
+    assert stored(backup(server, server.current)) == {LAST}
 
 
-def test_link_to_what_is_none_of_devpis_is_not_followed(settings: life.Settings, tmp_path: Path) -> None:
+def test_link_to_what_is_none_of_devpis_is_not_followed(server: Settings, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/tool-1.0.whl").write_text(UPLOADED)
-    folder = (settings.data / "+files" / UPLOADED).parent
+    folder = (server.data / "+files" / UPLOADED).parent
     shutil.rmtree(folder)
     folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(life.LifeError, match="symbolic link"):
-        life.backup(settings, settings.current)
+    with pytest.raises(OpsError, match="symbolic link"):
+        backup(server, server.current)
 
 
-def test_backup_asks_for_room_first(settings: life.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backup_asks_for_room_first(server: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5 << 20))
-    with pytest.raises(life.LifeError, match=r"needs 64 MiB in .*/backups, which has 5 MiB free.*devpi_backup_dir"):
-        life.backup(settings, settings.current)
-    assert list(settings.backups.iterdir()) == []
+    with pytest.raises(OpsError, match=r"needs 64 MiB in .*/backups, which has 5 MiB free.*devpi_backup_dir"):
+        backup(server, server.current)
+    assert list(server.backups.iterdir()) == []
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------
@@ -192,8 +238,8 @@ def test_backup_asks_for_room_first(settings: life.Settings, monkeypatch: pytest
 )
 def test_backup_that_is_not_whole_is_refused(made: Path, spoil: Callable[[Path], Any], message: str) -> None:
     spoil(made)
-    with pytest.raises(life.LifeError, match=message):
-        life.verify(made)
+    with pytest.raises(OpsError, match=message):
+        verify(made, VENV)
 
 
 @pytest.mark.parametrize(
@@ -205,25 +251,25 @@ def test_backup_that_is_not_whole_is_refused(made: Path, spoil: Callable[[Path],
     ],
 )
 def test_backup_of_another_version_is_refused(version: str, database: str, words: list[str]) -> None:
-    with pytest.raises(life.LifeError) as refusal:
-        life.refuse_other_versions({"devpi_server": version, "database": database}, VERSION)
+    with pytest.raises(OpsError) as refusal:
+        refuse_other_versions({"devpi_server": version, "database": database}, VERSION)
     assert [word for word in words if word not in str(refusal.value)] == []
 
 
 def test_backup_of_an_older_version_with_the_same_database_is_taken() -> None:
-    life.refuse_other_versions({"devpi_server": "6.9.2", "database": "4"}, VERSION)
+    refuse_other_versions({"devpi_server": "6.9.2", "database": "4"}, VERSION)
 
 
 def test_packed_backup_is_the_same_and_a_cut_one_is_refused(made: Path, tmp_path: Path) -> None:
     tar = tmp_path / "one.tar"
-    life.pack(made, tar)
+    pack(made, tar, VENV)
     assert tar.stat().st_mode & 0o777 == 0o600
-    with life.opened(tar, tmp_path / "aside") as folder:
-        assert life.verify(folder) == life.verify(made)
+    with opened(tar, tmp_path / "aside") as folder:
+        assert verify(folder, VENV) == verify(made, VENV)
     assert list((tmp_path / "aside").iterdir()) == []
     tar.write_bytes(tar.read_bytes()[:3000])
-    with pytest.raises(life.LifeError), life.opened(tar, tmp_path / "aside") as folder:
-        life.verify(folder)
+    with pytest.raises(OpsError), opened(tar, tmp_path / "aside") as folder:
+        verify(folder, VENV)
 
 
 def test_packed_backup_cannot_write_elsewhere(tmp_path: Path) -> None:
@@ -235,7 +281,7 @@ def test_packed_backup_cannot_write_elsewhere(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc"
         archive.addfile(link)
     (tmp_path / "in").mkdir()
-    life.unpack(tmp_path / "evil.tar", tmp_path / "in/to")
+    unpack(tmp_path / "evil.tar", tmp_path / "in/to")
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
         "evil",
         "evil.tar",
@@ -249,40 +295,40 @@ def test_packed_backup_cannot_write_elsewhere(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def systemd(settings: life.Settings, monkeypatch: pytest.MonkeyPatch) -> life.Settings:
+def systemd(server: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A server on which units can be stopped and started, and two venvs."""
     for name in ("old", "new"):
-        (settings.prefix / name).mkdir(parents=True)
-    settings.current.symlink_to(settings.prefix / "old")
-    unit = settings.prefix / "devpi.service"
+        (server.prefix / name).mkdir(parents=True)
+    server.current.symlink_to(server.prefix / "old")
+    unit = server.prefix / "devpi.service"
     unit.write_text("old unit")
-    monkeypatch.setattr(life, "run", lambda *_, **__: "")
-    monkeypatch.setattr(life, "start", lambda _: None)
-    return replace(settings, unit=unit)
+    patch(monkeypatch, "run", lambda *_, **__: "")
+    patch(monkeypatch, "start", lambda _: None)
+    return replace(server, unit=unit)
 
 
-def picture(settings: life.Settings) -> dict[str, bytes]:
+def picture(server: Settings) -> dict[str, bytes]:
     return {
         str(path): path.read_bytes()
-        for folder in (settings.data, settings.conf, settings.unit.parent)
+        for folder in (server.data, server.conf, server.unit.parent)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not {life.ASIDE, "aside"} & set(path.parts)
-    } | {"current": bytes(settings.current.resolve())}
+        if path.is_file() and not {ASIDE, "aside"} & set(path.parts)
+    } | {"current": bytes(server.current.resolve())}
 
 
 @pytest.mark.parametrize("move", [True, False])
 @pytest.mark.parametrize("stop", [None, 1, 3])
 def test_old_state_comes_back_however_far_it_came(
-    systemd: life.Settings, monkeypatch: pytest.MonkeyPatch, move: bool, stop: int | None
+    systemd: Settings, monkeypatch: pytest.MonkeyPatch, move: bool, stop: int | None
 ) -> None:
     before = picture(systemd)
     if stop is None:
-        life.put_aside(systemd, "upgrade", move=move, serving={})
+        undo.put_aside(systemd, "upgrade", move=move, serving={})
         (systemd.data / ".sqlite").write_text("new")
         (systemd.data / ".serverversion").write_text("5")
         (systemd.conf / "secret").write_text("new")
         systemd.unit.write_text("new unit")
-        life.point(systemd, systemd.prefix / "new")
+        system.point(systemd, systemd.prefix / "new")
         assert picture(systemd) != before
     else:
         # The power fails at the nth file that is moved, or copied.
@@ -291,7 +337,7 @@ def test_old_state_comes_back_however_far_it_came(
         real = getattr(Path, name)
 
         def fail(path: Path, target: Path) -> Any:
-            if path.name not in {"undo.new", "secret.new", "root-password.new", "devpi.service.new"}:
+            if path.name not in {".undo.json.new", "secret.new", "root-password.new", "devpi.service.new"}:
                 done.append(path)
             if len(done) == stop:
                 raise KeyboardInterrupt
@@ -299,21 +345,21 @@ def test_old_state_comes_back_however_far_it_came(
 
         monkeypatch.setattr(Path, name, fail)
         with pytest.raises(KeyboardInterrupt):
-            life.put_aside(systemd, "upgrade", move=move, serving={})
+            undo.put_aside(systemd, "upgrade", move=move, serving={})
         monkeypatch.setattr(Path, name, real)
-        if not life.undo_file(systemd).exists():
+        if not undo.undo_file(systemd).exists():
             assert picture(systemd) == before
             return
-        with pytest.raises(life.LifeError, match="upgrade was cut short: run `lanmirror-devpi back`"):
-            life.refuse_unfinished(systemd)
-    life.back(systemd)
+        with pytest.raises(OpsError, match="upgrade was cut short: run `lanmirror-devpi back`"):
+            undo.refuse_unfinished(systemd)
+    undo.back(systemd)
     assert picture(systemd) == before
     assert list(systemd.old_data.iterdir()) == list(systemd.old_conf.iterdir()) == []
 
 
-def test_coming_back_may_be_cut_short_too(systemd: life.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coming_back_may_be_cut_short_too(systemd: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     before = picture(systemd)
-    life.put_aside(systemd, "restore", move=True, serving={})
+    undo.put_aside(systemd, "restore", move=True, serving={})
     (systemd.data / ".sqlite").write_text("new")
     real, moved = Path.rename, []
 
@@ -325,14 +371,14 @@ def test_coming_back_may_be_cut_short_too(systemd: life.Settings, monkeypatch: p
 
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(KeyboardInterrupt):
-        life.back(systemd)
-    life.back(systemd)
+        undo.back(systemd)
+    undo.back(systemd)
     assert picture(systemd) == before
 
 
 @pytest.mark.parametrize("fails", ["place", "start", "log_in"])
 def test_restore_that_fails_leaves_what_was_there(
-    systemd: life.Settings, made: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+    systemd: Settings, made: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     (systemd.data / ".event_serial").write_text("8")
     before = picture(systemd)
@@ -341,64 +387,70 @@ def test_restore_that_fails_leaves_what_was_there(
     def fail(*_: Any) -> None:
         calls.append(fails)
         if len(calls) == 1:
-            raise life.LifeError("on purpose")
+            raise OpsError("on purpose")
 
     for step in ("place", "log_in"):
-        monkeypatch.setattr(life, step, lambda *_: None)
-    monkeypatch.setattr(life, fails, fail)
-    with pytest.raises(life.LifeError, match=r"restore failed, and what was there before is back.*on purpose"):
-        life.restore(systemd, made)
+        patch(monkeypatch, step, lambda *_: None)
+    patch(monkeypatch, fails, fail)
+    with pytest.raises(OpsError, match=r"restore failed, and what was there before is back.*on purpose"):
+        restore(systemd, made)
     assert picture(systemd) == before
 
 
 def test_restore_keeps_what_was_there_and_the_cache(
-    systemd: life.Settings, made: Path, monkeypatch: pytest.MonkeyPatch
+    systemd: Settings, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "chown", lambda *_: None)
-    monkeypatch.setattr(life, "log_in", lambda _: None)
+    patch(monkeypatch, "log_in", lambda _: None)
     (systemd.data / "+files" / UPLOADED).unlink()
     (systemd.data / ".event_serial").write_text("8")
-    _, undo = life.restore(systemd, made)
+    _, aside = restore(systemd, made)
     assert stored(systemd.data.parent) == {UPLOADED, LAST, CACHED}
     assert (systemd.data / ".event_serial").read_text() == "7"
-    assert (systemd.old_data / undo.name / ".event_serial").read_text() == "8"
-    assert (systemd.old_conf / undo.name / "secret").read_text() == "secret"
-    assert not life.undo_file(systemd).exists()
+    assert (systemd.old_data / aside.name / ".event_serial").read_text() == "8"
+    assert (systemd.old_conf / aside.name / "secret").read_text() == "secret"
+    assert not undo.undo_file(systemd).exists()
 
 
-def test_upgrade_to_an_older_database_is_refused(systemd: life.Settings) -> None:
+def test_upgrade_to_an_older_database_is_refused(systemd: Settings) -> None:
     (systemd.data / ".serverversion").write_text("5")
-    with pytest.raises(life.LifeError, match=r"databases of version 4.*has one of version 5.*newer checkout"):
-        life.begin(systemd, systemd.prefix / "new")
-    assert not (systemd.data / life.ASIDE).exists()
+    with pytest.raises(OpsError, match=r"databases of version 4.*has one of version 5.*newer checkout"):
+        upgrade.begin(systemd, systemd.prefix / "new")
+    assert not (systemd.data / ASIDE).exists()
 
 
-def test_upgrade_must_serve_what_was_served(systemd: life.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(life, "wait", lambda _: None)
+def test_upgrade_must_serve_what_was_served(systemd: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch(monkeypatch, "must_answer", lambda _: None)
     pages = {"lab/dev/+simple/tool/": "<a>tool-1.0.whl</a>"}
-    monkeypatch.setattr(life, "page", lambda _, path: pages.get(path, ""))
-    life.put_aside(systemd, "upgrade", move=False, serving={"lab/dev/+simple/tool/": ["tool-1.0.whl"]})
+    patch(monkeypatch, "page", lambda _, path: pages.get(path, ""))
+    undo.put_aside(systemd, "upgrade", move=False, serving={"lab/dev/+simple/tool/": ["tool-1.0.whl"]})
     pages["lab/dev/+simple/tool/"] = "<p>nothing</p>"
-    with pytest.raises(life.LifeError, match=r"has no tool-1\.0\.whl on /lab/dev"):
-        life.finish(systemd)
+    with pytest.raises(OpsError, match=r"has no tool-1\.0\.whl on /lab/dev"):
+        upgrade.finish(systemd)
     pages.clear()
-    with pytest.raises(life.LifeError, match=r"does not serve /lab/dev/\+simple/tool/"):
-        life.finish(systemd)
+    with pytest.raises(OpsError, match=r"does not serve /lab/dev/\+simple/tool/"):
+        upgrade.finish(systemd)
     pages["lab/dev/+simple/tool/"] = "<a>tool-1.0.whl</a>"
-    assert life.finish(systemd) == "devpi serves what it did before"
+    assert upgrade.finish(systemd) == "devpi serves what it did before"
 
 
 # ---- the role ------------------------------------------------------------------------------------------------
 
 
 def test_settings_are_those_of_the_role(tmp_path: Path) -> None:
-    path = tmp_path / "life.toml"
-    path.write_text(render("devpi", "life.toml.j2", devpi_data_dir="/srv/devpi", devpi_backup_cache=True))
-    assert life.load_settings(path) == life.Settings(
-        Path("/srv/devpi"), Path("/var/backups/devpi"), 7, True, "http://127.0.0.1:3141", "devpi"
-    )
-    with pytest.raises(life.LifeError, match=r"site\.yml"):
-        life.load_settings(tmp_path / "none")
+    read = as_rendered(tmp_path, devpi_data_dir="/srv/devpi", devpi_backup_cache=True, devpi_metrics_file="/srv/a.prom")
+    assert (read.data, read.backups, read.keep, read.cache) == (Path("/srv/devpi"), Path("/var/backups/devpi"), 7, True)
+    assert (read.url, read.user, read.metrics) == ("http://127.0.0.1:3141", "devpi", Path("/srv/a.prom"))
+    assert as_rendered(tmp_path).metrics is None
+    with pytest.raises(OpsError, match=r"is missing: set the server up first, with site\.yml"):
+        settings.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize("text", ["url", 'url = "x"', 'folders = 1\nmetrics = ""'])
+def test_settings_of_another_form_are_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "lanmirror.toml").write_text(text)
+    with pytest.raises(OpsError, match=r"lanmirror\.toml is not as site\.yml writes it"):
+        settings.load(tmp_path / "lanmirror.toml")
 
 
 def test_site_never_upgrades_in_passing() -> None:
@@ -409,8 +461,7 @@ def test_site_never_upgrades_in_passing() -> None:
 
 
 def test_command_line_says_why_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "life.toml").write_text("")
-    assert life.main(["--settings", str(tmp_path / "none"), "backup"]) == 1
+    assert command.main(["--settings", str(tmp_path / "none"), "backup"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("lanmirror-devpi: ")
     assert error.count("\n") == 1

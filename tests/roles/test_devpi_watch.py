@@ -18,8 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roles.devpi.files import lanmirror_devpi_watch as watch
-from roles.devpi.files.lanmirror_devpi_watch import Health, Served, Stored
+from roles.devpi.files.lanmirror_ops import command, disks, eviction, health, known, metrics, settings
+from roles.devpi.files.lanmirror_ops.asking import silence
+from roles.devpi.files.lanmirror_ops.eviction import Stored, evict
+from roles.devpi.files.lanmirror_ops.health import Devpi, Health
+from roles.devpi.files.lanmirror_ops.known import Known
+from roles.devpi.files.lanmirror_ops.served import Served, tally
+from roles.devpi.files.lanmirror_ops.settings import GIB, MIB, Folder, Settings
 from tests.roles.render import render
 
 NOW = 1_800_000_000.0
@@ -30,13 +35,16 @@ def line(subject: str, near: str = "-", kept: str = "-", *, at: float = NOW, sta
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> watch.Config:
+def config(tmp_path: Path) -> Settings:
     """What the role writes, with everything in one folder and files of any age evicted."""
-    (tmp_path / "watch.ini").write_text(render("devpi", "watch.ini.j2", devpi_max_cached_gib=3, devpi_min_free_gib=2))
-    config = watch.Config.read(tmp_path / "watch.ini")
+    path = tmp_path / "lanmirror.toml"
+    path.write_text(render("devpi", "lanmirror.toml.j2", devpi_max_cached_gib=3, devpi_min_free_gib=2))
+    config = settings.load(path)
     assert (config.url, config.data) == ("http://127.0.0.1:3141", Path("/var/lib/devpi"))
-    assert (config.metrics, config.max_cached, config.min_free, config.grace) == (None, 3 << 30, 2 << 30, 3600.0)
-    for folder in ("data", "public"):
+    assert (config.metrics, config.max_cached, config.grace) == (None, 3 << 30, 3600.0)
+    assert (config.folders[0].path, config.folders[0].min_free) == (config.data, 2 << 30)
+    assert [folder.path for folder in config.folders if folder.stops] == [config.data]
+    for folder in ("data", "public", "run"):
         (tmp_path / folder).mkdir()
     return replace(
         config,
@@ -44,9 +52,10 @@ def config(tmp_path: Path) -> watch.Config:
         log=tmp_path / "served.log",
         state=tmp_path / "state.sqlite",
         public=tmp_path / "public",
-        upstreams=tmp_path / "upstreams.json",
+        upstreams=tmp_path / "run/upstreams.json",
         metrics=tmp_path / "pypi.prom",
         grace=-3600.0,
+        folders=(Folder(tmp_path, 1, "it is full", "make room"),),
     )
 
 
@@ -85,7 +94,7 @@ def test_answer_is_counted_as_what_it_was(text: str, result: str) -> None:
 
 @pytest.mark.parametrize("text", [line("page").rstrip("\n"), "1\t2\n", line("page").replace("200", "2x0"), "\n"])
 def test_line_that_is_none_of_ours_counts_nothing(text: str) -> None:
-    assert watch.tally([text]) == (Counter(), {})
+    assert tally([text]) == (Counter(), {})
 
 
 def test_file_was_used_when_it_or_its_metadata_was_asked_for_last() -> None:
@@ -96,17 +105,17 @@ def test_file_was_used_when_it_or_its_metadata_was_asked_for_last() -> None:
         line(path, at=7),
         line("/x/y/+f/1/2/no", at=9, status=404),
     ]
-    counts, used = watch.tally(lines)
+    counts, used = tally(lines)
     assert used == {"root/pypi/+f/abc/def/a b.whl": 9.0}
     assert counts["sent_bytes_total:file"] == 40
 
 
-def pages(state: watch.State) -> float:
+def pages(state: Known) -> float:
     return state.numbers().get("pages_total:hit", 0)
 
 
-def test_log_is_counted_once_through_rotation_restart_and_cut_lines(config: watch.Config) -> None:
-    state = watch.State(config.state)
+def test_log_is_counted_once_through_rotation_restart_and_cut_lines(config: Settings) -> None:
+    state = Known(config.state)
     state.read_log(config.log)  # there is none yet
     hit = line("page", "HIT", "HIT")
     config.log.write_text(hit * 3 + hit[:25])
@@ -114,7 +123,7 @@ def test_log_is_counted_once_through_rotation_restart_and_cut_lines(config: watc
     assert pages(state) == 3
     with config.log.open("a") as log:
         log.write(hit[25:] + hit)
-    state = watch.State(config.state)  # as after a restart
+    state = Known(config.state)  # as after a restart
     state.read_log(config.log)
     state.read_log(config.log)
     assert pages(state) == 5
@@ -135,23 +144,21 @@ def test_log_is_counted_once_through_rotation_restart_and_cut_lines(config: watc
     assert pages(state) == 8
 
 
-def test_end_in_the_middle_of_counting_leaves_it_to_the_next(
-    config: watch.Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_end_in_the_middle_of_counting_leaves_it_to_the_next(config: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     config.log.with_name("served.log.1").write_text(line("/root/pypi/+f/a/b/c.whl"))
     config.log.write_text(line("page", "HIT"))
-    state = watch.State(config.state)
-    tally = watch.tally
+    state = Known(config.state)
+    count = tally
     counted: list[tuple[Counter[str], dict[str, float]]] = []
 
     def ends_at_the_second_file(lines: Iterator[str]) -> tuple[Counter[str], dict[str, float]]:
         if counted:
             raise KeyboardInterrupt
-        counted.append(tally(lines))
+        counted.append(count(lines))
         return counted[0]
 
     with monkeypatch.context() as broken:
-        broken.setattr(watch, "tally", ends_at_the_second_file)
+        broken.setattr(known, "tally", ends_at_the_second_file)
         with pytest.raises(KeyboardInterrupt):
             state.read_log(config.log)
     assert counted
@@ -171,16 +178,16 @@ def cached(name: str, size: int = 10, written: float = 1.0) -> Stored:
 def test_those_go_first_that_nobody_has_asked_for_the_longest() -> None:
     files = [cached("a"), cached("b"), cached("c"), cached("d", written=50.0)]
     used = {files[0].path: 90.0, files[1].path: 20.0, files[2].path: 70.0}
-    assert watch.plan(files, used, limit=20, young=100.0) == [files[1], files[3]]
-    assert watch.plan(files, used, limit=40, young=100.0) == []
-    assert watch.plan(files, used, limit=0, young=100.0) == []
+    assert eviction.plan(files, used, limit=20, young=100.0) == [files[1], files[3]]
+    assert eviction.plan(files, used, limit=40, young=100.0) == []
+    assert eviction.plan(files, used, limit=0, young=100.0) == []
 
 
 def test_what_must_stay_stays_and_the_next_goes_in_its_place() -> None:
     young, last, other = cached("young", written=60.0), cached("last"), cached("other")
     no_hash = Stored("root/vendor/+e/page/a.whl", 10, 1.0)
     files = [young, last, no_hash, other]
-    assert watch.plan(files, {}, limit=1, young=50.0, keep=b"\0\0" + last.path.encode() + b"-1f-tmp") == [other]
+    assert eviction.plan(files, {}, limit=1, young=50.0, keep=b"\0\0" + last.path.encode() + b"-1f-tmp") == [other]
 
 
 @given(
@@ -195,7 +202,7 @@ def test_plan_keeps_to_the_limit_and_takes_no_more_than_it_must(
         Stored(f"u/i/+{'f' if checked else 'e'}/{number}", size, written)
         for number, (size, written, checked) in enumerate(given_files)
     ]
-    chosen = watch.plan(files, {}, limit=limit, young=young)
+    chosen = eviction.plan(files, {}, limit=limit, young=young)
     left = sum(file.size for file in files) - sum(file.size for file in chosen)
     free_to_go = [file for file in files if file.checked and file.written < young]
     assert set(chosen) <= set(free_to_go)
@@ -204,13 +211,13 @@ def test_plan_keeps_to_the_limit_and_takes_no_more_than_it_must(
 
 
 @pytest.fixture
-def devpi(config: watch.Config) -> Iterator[watch.Config]:
+def devpi(config: Settings) -> Iterator[Settings]:
     """Stand in for devpi's list of indexes, with files of a mirror and of a stage index and a last change."""
     users = {"root": {"indexes": {"pypi": {"type": "mirror"}, "priv": {"type": "stage"}}}, "nobody": {}}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = json.dumps({"result": users if self.path == "/" else {}}).encode()
+            body = json.dumps({"type": "apiconfig", "result": users if self.path == "/" else {}}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -241,15 +248,15 @@ def devpi(config: watch.Config) -> Iterator[watch.Config]:
         httpd.server_close()
 
 
-def names(config: watch.Config) -> set[str]:
+def names(config: Settings) -> set[str]:
     return {path.name for path in (config.data / "+files").rglob("*") if path.is_file()}
 
 
-def test_eviction_keeps_what_is_used_uploaded_being_written_or_devpis_last_change(devpi: watch.Config) -> None:
+def test_eviction_keeps_what_is_used_uploaded_being_written_or_devpis_last_change(devpi: Settings) -> None:
     devpi.log.write_text(line("/root/pypi/+f/a/b/new.whl", at=time.time() + 60))
-    assert watch.evict(replace(devpi, max_cached=250)) == 0
+    assert evict(replace(devpi, max_cached=250))
     assert names(devpi) == {"new.whl", "last.whl", "own.whl", "x.whl-0123456789abcdef-tmp"}
-    numbers = watch.State(devpi.state).numbers()
+    numbers = Known(devpi.state).numbers()
     assert {name: numbers[name] for name in numbers if name.startswith(("evicted", "cached", "uploaded"))} == {
         "evicted_files_total": 1,
         "evicted_bytes_total": 100,
@@ -257,19 +264,19 @@ def test_eviction_keeps_what_is_used_uploaded_being_written_or_devpis_last_chang
         "cached_bytes": 200,
         "uploaded_bytes": 100,
     }
-    assert watch.evict(replace(devpi, max_cached=250)) == 0  # nothing is left to do
-    assert watch.evict(replace(devpi, max_cached=1)) == 0
+    assert evict(replace(devpi, max_cached=250))  # nothing is left to do
+    assert evict(replace(devpi, max_cached=1))
     assert names(devpi) == {"last.whl", "own.whl", "x.whl-0123456789abcdef-tmp"}
-    assert watch.State(devpi.state).numbers()["evicted_files_total"] == 2
+    assert Known(devpi.state).numbers()["evicted_files_total"] == 2
 
 
 def test_nothing_is_evicted_that_was_just_written_or_while_devpi_cannot_be_asked(
-    devpi: watch.Config, capsys: pytest.CaptureFixture[str]
+    devpi: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = names(devpi)
-    assert watch.evict(replace(devpi, max_cached=1, grace=60.0)) == 0
+    assert evict(replace(devpi, max_cached=1, grace=60.0))
     assert "over their limit" in capsys.readouterr().err
-    assert watch.evict(replace(devpi, max_cached=1, url="http://127.0.0.1:1")) == 1
+    assert not evict(replace(devpi, max_cached=1, url="http://127.0.0.1:1"))
     assert "nothing is evicted: devpi does not say" in capsys.readouterr().err
     assert names(devpi) == before
 
@@ -277,53 +284,133 @@ def test_nothing_is_evicted_that_was_just_written_or_while_devpi_cannot_be_asked
 # ---- how it is -----------------------------------------------------------------------------------------------
 
 
+def room(free: int, path: str = "/srv/devpi", *, stops: bool = True, disk: int = 1, inodes: int | None = None) -> Any:
+    """Give a folder of which 2 GiB should be free."""
+    return disks.Measured(Folder(Path(path), 2 * GIB, "it is slow", "make room", stops), disk, 9 * GIB, free, inodes)
+
+
+def judged(**found: Any) -> Health:
+    well: dict[str, Any] = {
+        "silent": "",
+        "database": "",
+        "damage": "",
+        "devpi": Devpi(),
+        "measured": [],
+        "upstreams": {},
+    }
+    return health.judge(**{**well, **found})
+
+
 def test_health_names_each_reason_and_an_upstream_is_no_reason_for_503() -> None:
-    well = watch.judge(
-        devpi="", database="", free=3 << 30, min_free=2 << 30, upstreams={"root/pypi": (0.0, "403 status")}
-    )
+    well = judged(measured=[room(3 * GIB)], upstreams={"root/pypi": (0.0, "403 status"), "root/other": (0.0, "")})
     assert well.problems == {}
+    assert list(well.warnings) == ["upstream of root/pypi"]
     assert "root/pypi does not answer since 1970-01-01T00:00:00+00:00 (403 status)" in well.told(0.0)
-    ill = watch.judge(devpi="refused", database="read-only", free=1 << 30, min_free=2 << 30, upstreams={})
+    ill = judged(
+        silent="refused", database="read-only", damage="page 7", devpi=Devpi(page="/a/b/"), measured=[room(1 * GIB)]
+    )
     told = json.loads(ill.told(0.0))
     assert told["status"] == "failing"
     assert told["checked"] == "1970-01-01T00:00:00+00:00"
-    for word, problem in zip(("refused", "read-only", "1.0 GiB are free"), told["problems"], strict=True):
+    # A devpi that does not answer at all serves no page either: once is enough.
+    for word, problem in zip(("refused", "read-only", "page 7", "1.0 GiB are free"), told["problems"], strict=True):
         assert word in problem
+    assert list(judged(devpi=Devpi(page="/a/b/ (status 500)")).problems) == ["page"]
+
+
+def test_upstream_of_an_index_that_is_gone_is_nobodys_business() -> None:
+    upstreams = {"root/pypi": (0.0, "403 status"), "old/gone": (0.0, "403 status")}
+    found = judged(devpi=Devpi(indexes=frozenset({"root/pypi"})), upstreams=upstreams)
+    assert list(found.warnings) == ["upstream of root/pypi"]
+
+
+def test_disks_are_told_once_each_and_that_of_the_cache_is_a_warning() -> None:
+    same = [room(GIB, "/var/cache/x", stops=False), room(GIB)]
+    assert (list(judged(measured=same).problems), judged(measured=same).warnings) == (["disk of /srv/devpi"], {})
+    other = judged(measured=[room(3 * GIB), room(GIB, "/var/cache/x", stops=False, disk=2)])
+    assert other.problems == {}
+    (text,) = other.warnings.values()
+    assert text == "the disk of /var/cache/x is nearly full (1.0 GiB are free, 2 should be): it is slow; make room"
+    inodes = judged(measured=[room(3 * GIB, inodes=12)])
+    assert "12 files more can be made there" in inodes.problems["disk of /srv/devpi"]
+    assert judged(measured=[room(3 * GIB, inodes=100000)]).problems == {}
+
+
+def test_each_folder_that_is_written_to_is_watched_and_a_missing_one_by_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "settings").write_text(render("devpi", "lanmirror.toml.j2", devpi_backup_dir="/mnt/disk/backups"))
+    read = settings.load(tmp_path / "settings")
+    assert [str(folder.path) for folder in read.folders] == [
+        "/var/lib/devpi",
+        "/var/cache/lanmirror-devpi",
+        "/run/lanmirror-devpi-near",
+        "/var/lib/nginx",
+        "/tmp",
+        "/var/log/nginx",
+        "/var/lib/devpi-watch",
+        "/mnt/disk/backups",
+    ]
+    (tmp_path / "settings").write_text(render("devpi", "lanmirror.toml.j2", devpi_backup_dir="/home/backups"))
+    assert "/home/backups" not in [str(folder.path) for folder in settings.load(tmp_path / "settings").folders]
+    found = disks.measure([Folder(tmp_path / "none/at/all", 1, "", ""), Folder(Path("/proc"), 1, "", "")])
+    assert found[0].disk == tmp_path.stat().st_dev
+    assert found[0].free > MIB
+    assert found[1].inodes is None
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        ({"role": "MASTER"}, ""),
+        ({"role": "REPLICA", "update-from-primary-at": 900.0}, ""),
+        (
+            {"role": "REPLICA", "update-from-primary-at": 600.0},
+            "nothing was heard from it since 1970-01-01T00:10:00+00:00",
+        ),
+        ({"role": "REPLICA", "update-from-primary-at": None, "replica-started-at": 900.0}, ""),
+        ({"role": "REPLICA", "update-from-primary-at": None, "replica-started-at": 1.0}, "nothing was heard"),
+        ({"role": "REPLICA", "update-from-primary-at": 999.0, "replication-errors": {"a": 1, "b": 2}}, "2 files could"),
+    ],
+)
+def test_replica_that_does_not_follow_says_so(status: dict[str, Any], why: str) -> None:
+    said = health.why_behind(status, 1000.0)
+    assert bool(said) == bool(why)
+    assert said.startswith(why)
+    assert list(judged(devpi=Devpi(primary=said)).warnings) == ["primary"] * bool(why)
 
 
 def test_either_file_is_there_and_the_journal_hears_of_changes_alone(tmp_path: Path) -> None:
     well, ill = Health({}, {}), Health({"disk": "full"}, {"upstream of a/b": "silent"})
-    watch.publish(well, tmp_path, 0.0)
+    health.publish(well, tmp_path, 0.0)
     assert [path.name for path in tmp_path.iterdir()] == ["ok.json"]
-    watch.publish(ill, tmp_path, 0.0)
+    health.publish(ill, tmp_path, 0.0)
     assert [path.name for path in tmp_path.iterdir()] == ["failing.json"]
-    assert list(watch.changes(None, well)) == []
-    assert sorted(watch.changes(well, ill)) == [(3, "full"), (4, "silent")]
-    assert list(watch.changes(ill, Health({"disk": "fuller"}, ill.warnings))) == []
-    assert sorted(watch.changes(ill, well)) == [(5, "disk: well again"), (5, "upstream of a/b: well again")]
+    assert list(health.changes(None, well)) == []
+    assert sorted(health.changes(well, ill)) == [(3, "full"), (4, "silent")]
+    assert list(health.changes(ill, Health({"disk": "fuller"}, ill.warnings))) == []
+    assert sorted(health.changes(ill, well)) == [(5, "disk: well again"), (5, "upstream of a/b: well again")]
 
 
-def test_database_is_tried_and_one_that_is_just_written_to_is_well(devpi: watch.Config) -> None:
-    assert watch.why_devpi_cannot_write(devpi.data) == ""
+def test_database_is_tried_and_one_that_is_just_written_to_is_well(devpi: Settings) -> None:
+    assert health.why_devpi_cannot_write(devpi.database) == ""
     with sqlite3.connect(devpi.data / ".sqlite", isolation_level=None) as db:
         db.execute("BEGIN IMMEDIATE")
-        assert watch.why_devpi_cannot_write(devpi.data) == ""
+        assert health.why_devpi_cannot_write(devpi.database) == ""
         db.execute("ROLLBACK")
     (devpi.data / ".sqlite").write_text("no database, but something of some length" * 30)
-    assert "not a database" in watch.why_devpi_cannot_write(devpi.data)
+    assert "not a database" in health.why_devpi_cannot_write(devpi.database)
     (devpi.data / ".sqlite").unlink()
-    assert "unable to open" in watch.why_devpi_cannot_write(devpi.data)
+    assert "unable to open" in health.why_devpi_cannot_write(devpi.database)
 
 
-def test_devpi_is_asked_and_metrics_are_in_prometheus_format(devpi: watch.Config) -> None:
+def test_devpi_is_asked_and_metrics_are_in_prometheus_format(devpi: Settings) -> None:
     devpi.upstreams.write_text(json.dumps({"root/pypi": {"since": 5.0, "why": "403 status"}}))
-    health, measured = watch.look(devpi)
+    found, now, measured = health.look(devpi, silence(devpi.url), Devpi())
     assert (devpi.public / "ok.json").exists()
-    assert set(health.warnings) == {"upstream of root/pypi"}
+    assert set(found.warnings) == {"upstream of root/pypi"}
     devpi.log.write_text(line("page", "HIT", sent=12345678901))
-    state = watch.State(devpi.state)
+    state = Known(devpi.state)
     state.read_log(devpi.log)
-    text = watch.metrics(state.numbers(), measured, {"root/pypi": False})
+    text = metrics.metrics(state.numbers(), now, {"root/pypi": False}, measured)
     rows = [row for row in text.splitlines() if not row.startswith("#")]
     assert [row for row in rows if not re.fullmatch(r"lanmirror_pypi_\w+(?:\{\w+=\"[^\"]+\"\})? \d\S*", row)] == []
     samples = {name: value for name, _, value in (row.rpartition(" ") for row in rows)}
@@ -334,11 +421,14 @@ def test_devpi_is_asked_and_metrics_are_in_prometheus_format(devpi: watch.Config
     assert (samples["lanmirror_pypi_devpi_up"], samples["lanmirror_pypi_healthy"]) == ("1", "1")
     families = set(re.findall(r"^# TYPE (\w+) (?:counter|gauge)$", text, re.MULTILINE))
     assert families == {name.partition("{")[0] for name in samples}
-    down, measured = watch.look(replace(devpi, url="http://127.0.0.1:1"))
+    gone = replace(devpi, url="http://127.0.0.1:1")
+    down, now, _ = health.look(gone, silence(gone.url), Devpi())
     assert set(down.problems) == {"devpi"}
-    assert measured["devpi_up"] == measured["healthy"] == 0
+    assert now["devpi_up"] == now["healthy"] == 0
 
 
 def test_wrong_command_line_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert watch.main(["look"]) == 2
-    assert "watch|evict CONFIG" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        command.main(["look"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'look'" in capsys.readouterr().err

@@ -32,22 +32,25 @@ from tests.roles.render import ROOT, evaluate, python_file, specs
 
 ROLE = ROOT / "roles/python_venv"
 out = python_file(ROLE / "module_utils/lanmirror_way_out.py")
-# As Ansible makes it known to the modules of the role.
-sys.modules["ansible.module_utils.lanmirror_way_out"] = out
-ansible.module_utils.lanmirror_way_out = out
+trees = python_file(ROLE / "module_utils/lanmirror_tree.py")
+# As Ansible makes them known to the modules of the role.
+for shared in (out, trees):
+    sys.modules[f"ansible.module_utils.{shared.__name__}"] = shared
+    setattr(ansible.module_utils, shared.__name__, shared)
 venv = python_file(ROLE / "library/python_venv.py")
 PINS = "# made by hand\nAnyIO==4.0\nidna==3.1\n"
 PAGE = '<a href="anyio-4.0-py3-none-any.whl">anyio-4.0-py3-none-any.whl</a>'
 
 
 DRIVER = """
-import importlib.util, runpy, sys
+import importlib.util, pathlib, runpy, sys
 import ansible.module_utils
-spec = importlib.util.spec_from_file_location("lanmirror_way_out", sys.argv[1])
-out = importlib.util.module_from_spec(spec)
-sys.modules["lanmirror_way_out"] = sys.modules["ansible.module_utils.lanmirror_way_out"] = out
-spec.loader.exec_module(out)
-ansible.module_utils.lanmirror_way_out = out
+for path in sorted(pathlib.Path(sys.argv[1]).glob("*.py")):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    shared = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = sys.modules[f"ansible.module_utils.{path.stem}"] = shared
+    spec.loader.exec_module(shared)
+    setattr(ansible.module_utils, path.stem, shared)
 sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -57,7 +60,7 @@ def run_with_way_out(name: str, scratch: Path, /, umask: int = 0o022, **argument
     """Run a module of the role in a process of its own; `scratch` is a folder for its arguments."""
     file = scratch / "arguments.json"
     file.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
-    words = [sys.executable, "-c", DRIVER, str(out.__file__), str(ROLE / f"library/{name}.py"), str(file)]
+    words = [sys.executable, "-c", DRIVER, str(ROLE / "module_utils"), str(ROLE / f"library/{name}.py"), str(file)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, umask=umask)
     assert done.stdout, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
@@ -510,8 +513,8 @@ class FakePip:
 def prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of venvs, by a root whose umask keeps everybody out, as main() sets it right."""
     before = os.umask(0o077)
-    monkeypatch.setattr(venv, "open_parents", lambda prefix, dry, _: dry or prefix.mkdir(exist_ok=True))
-    os.umask(venv.UMASK)
+    monkeypatch.setattr(trees, "open_parents", lambda prefix, dry, _: dry or prefix.mkdir(exist_ok=True))
+    os.umask(trees.UMASK)
     yield tmp_path / "tool"
     os.umask(before)
 
@@ -547,7 +550,7 @@ def test_venv_is_made_once_and_complete_last(prefix: Path) -> None:
     (first.folder / ".complete").unlink()
     (first.folder / "half").touch()
     again = making(prefix)
-    assert make(again) == [f"{again.folder}: a venv with 2 packages", f"{again.tree}: 3 source files"]
+    assert make(again) == [f"{again.folder}: a venv with 2 packages", f"{again.tree.folder}: 3 source files"]
     assert "half" not in listed(again.folder)
 
 
@@ -565,12 +568,12 @@ def test_renamed_source_file_leaves_nothing_behind(prefix: Path) -> None:
     make(making(prefix))
     renamed = making(prefix, files={"tool.py": "print('two')\n", "package/other.py": ""})
     old = (prefix / "current/src").resolve()
-    assert make(renamed) == [f"{renamed.tree}: 2 source files"]
+    assert make(renamed) == [f"{renamed.tree.folder}: 2 source files"]
     assert listed(prefix / "current/src/package") == {"other.py", "__pycache__"}
     assert renamed.stale([], None) == [str(old)]
     # Somebody changed one by hand.
-    (renamed.tree / "tool.py").write_text("print('three')\n")
-    assert make(making(prefix, files=dict(renamed.files))) == [f"{renamed.tree}: 2 source files"]
+    (renamed.tree.folder / "tool.py").write_text("print('three')\n")
+    assert make(making(prefix, files=dict(renamed.files))) == [f"{renamed.tree.folder}: 2 source files"]
     assert (prefix / "current/src/tool.py").read_text() == "print('two')\n"
 
 
@@ -620,7 +623,7 @@ def test_venv_that_was_made_under_a_closed_umask_is_opened(
         earlier.setattr(venv, "mend_modes", lambda _: 0)
         os.umask(umask)
         make(making(prefix))
-    os.umask(venv.UMASK)
+    os.umask(trees.UMASK)
     (folder / "secret").touch()
     (folder / "secret").chmod(0o200)
     assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
@@ -649,8 +652,8 @@ def test_parents_are_open_and_those_of_the_system_are_left_alone(tmp_path: Path)
     shut = tmp_path.parent
     modes = {folder: folder.stat().st_mode for folder in (shut, *tmp_path.parents)}
     try:
-        os.umask(venv.UMASK)
-        venv.open_parents(prefix, False, done)
+        os.umask(trees.UMASK)
+        trees.open_parents(prefix, False, done)
     finally:
         os.umask(before)
         for folder, mode in modes.items():
@@ -717,6 +720,6 @@ def test_all_source_files_of_the_engine_go_over() -> None:
 
 
 def test_program_of_a_file_that_leads_out_is_refused(prefix: Path) -> None:
-    with pytest.raises(venv.VenvError, match="leads out"):
+    with pytest.raises(trees.TreeError, match="leads out"):
         make(making(prefix, files={"../../outside.py": ""}))
     shutil.rmtree(prefix)

@@ -19,7 +19,7 @@ from lab import DEVPI, INVENTORY, SITE, address, answers, links, pip_install, ru
 from packaging.version import Version
 
 FILES = "/var/lib/devpi/+files"
-SETTINGS = "/etc/devpi/watch.ini"
+SETTINGS = "/etc/devpi/lanmirror.toml"
 METRICS = "/var/lib/devpi-watch/lanmirror_pypi.prom"
 # Of Nginx' log and of the watch, seconds: both write every five.
 SOON = 30
@@ -203,15 +203,15 @@ def test_health_says_what_is_wrong(server: Any) -> None:
         run(server, "systemctl start devpi")
     wait("health", 60, well)
 
-    run(server, f"sed -i.kept 's/^min_free_gib = .*/min_free_gib = 1000000/' {SETTINGS}")
+    run(server, f"sed -i.kept '0,/^min_free_mib = .*/s//min_free_mib = 1000000000/' {SETTINGS}")
     run(server, "chmod 0400 /var/lib/devpi/.sqlite && systemctl restart devpi-watch")
     try:
-        wait("disk and database", SOON, lambda: failing("cannot be written to", "the disk is nearly full"))
+        wait("disk and database", SOON, lambda: failing("cannot be written to", "/var/lib/devpi is nearly full"))
     finally:
         run(server, f"cp -p {SETTINGS}.kept {SETTINGS} && rm {SETTINGS}.kept")
         run(server, "chmod 0600 /var/lib/devpi/.sqlite && systemctl restart devpi-watch")
     wait("health", SOON, well)
-    assert "the disk is nearly full" in run(server, "journalctl -u devpi-watch -p err --no-pager --since -2min")
+    assert "/var/lib/devpi is nearly full" in run(server, "journalctl -u devpi-watch -p err --no-pager --since -2min")
 
     run(server, "systemctl stop devpi-watch")
     try:

@@ -168,12 +168,13 @@ def main() -> None:
     )
     conf, new = Path(module.params["conf_dir"]), Path(module.params["data_dir"])
     installed = setting(conf / "devpi-server.yml", "serverdir")
-    backups = setting(conf / "life.toml", "backups")
+    # Before its own settings had one file, the role had two.
+    backups = setting(conf / "lanmirror.toml", "backups") or setting(conf / "life.toml", "backups")
     kinds = {installed: DATA, backups: BACKUP}
     folders = {Path(folder): names for folder, names in kinds.items() if folder and ours(Path(folder), names)}
     result = {
         "installed": installed,
-        "metrics": setting(conf / "watch.ini", "metrics"),
+        "metrics": setting(conf / "lanmirror.toml", "metrics") or setting(conf / "watch.ini", "metrics"),
         "present": any(any(Path("/").glob(mark.lstrip("/"))) for mark in module.params["marks"]),
         "folders": [str(folder) for folder in folders],
         "role": node(new).get("role", ""),

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -14,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ansible.module_utils import lanmirror_way_out as out  # type: ignore[import-untyped]  # of this role
+from ansible.module_utils import lanmirror_tree as trees  # type: ignore[import-untyped]  # of this role
+from ansible.module_utils import lanmirror_way_out as out
 from ansible.module_utils.basic import AnsibleModule  # type: ignore[import-untyped]
 
 DOCUMENTATION = """
@@ -98,10 +97,6 @@ SOURCES = "src"
 BUNDLE = "way-out.pem"
 CACHE = ".pip-cache"
 VENV = re.compile(r"py\d+\.\d+-[0-9a-f]{12}")
-TREE = re.compile(r"src-[0-9a-f]{12}")
-UMASK = 0o022
-# Of everybody, in a folder.
-READ_AND_ENTER, ENTER = 0o005, 0o001
 
 SPEC = {
     "folder": {"type": "path", "required": True},
@@ -120,8 +115,7 @@ SPEC = {
 Run = Callable[[list[str], Mapping[str, str]], None]
 
 
-class VenvError(Exception):
-    """Something cannot be done; the message says what, and what to do."""
+VenvError = trees.TreeError
 
 
 def run(words: list[str], environment: Mapping[str, str]) -> None:
@@ -164,10 +158,9 @@ class Making:
         return self.prefix / "current"
 
     @property
-    def tree(self) -> Path:
-        """The folder of the source files."""
-        text = json.dumps(sorted(self.files.items()))
-        return self.folder / f"{SOURCES}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    def tree(self) -> trees.Tree:
+        """The source files."""
+        return trees.Tree(self.folder / SOURCES, self.files)
 
     def runs_already(self) -> bool:
         """Whether `current` names this venv."""
@@ -179,7 +172,7 @@ class Making:
         Raises:
             VenvError: It cannot be made; what runs is as it was.
         """
-        open_parents(self.prefix, self.dry, self.done)
+        trees.open_parents(self.prefix, self.dry, self.done)
         if not out.is_complete(self.folder):
             self.make_venv(way, ask)
         if self.files and (self.switch or not self.runs_already()):
@@ -191,7 +184,7 @@ class Making:
         if self.switch and not self.runs_already():
             self.done.append(f"{self.current} -> {self.folder.name}")
             if not self.dry:
-                point(self.current, self.folder)
+                trees.point(self.current, self.folder)
 
     def make_venv(self, way: out.Way, ask: Callable[[str], str]) -> None:
         """Make the venv, with its pins."""
@@ -217,22 +210,11 @@ class Making:
 
     def make_tree(self) -> None:
         """Write the source files, compile them, and have `src` name them."""
-        link = self.folder / SOURCES
-        if link.is_symlink() and str(link.readlink()) == self.tree.name and is_intact(self.tree, self.files):
+        if self.tree.stands:
             return
-        self.done.append(f"{self.tree}: {len(self.files)} source files")
-        if self.dry:
-            return
-        shutil.rmtree(self.tree, ignore_errors=True)
-        for name, text in self.files.items():
-            path = self.tree / name
-            if not path.resolve().is_relative_to(self.tree):
-                raise VenvError(f"{name} leads out of the folder of the source files")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        # The users who run them cannot write here, and would compile them anew each time.
-        self.run([str(self.folder / "bin/python"), "-m", "compileall", "-q", str(self.tree)], {"PATH": "/usr/bin:/bin"})
-        point(link, Path(self.tree.name))
+        self.done.append(f"{self.tree.folder}: {len(self.files)} source files")
+        if not self.dry:
+            self.tree.write(self.run, str(self.folder / "bin/python"))
 
     def stale(self, leftovers: Iterable[str], keep_named_in: Path | None) -> list[str]:
         """Return what nothing uses any longer: not a process, not the plan of an upgrade.
@@ -242,8 +224,7 @@ class Making:
         if not self.switch:
             return []
         old = [path for path in children(self.prefix) if VENV.fullmatch(path.name) and path != self.folder]
-        trees = [path for path in children(self.folder) if TREE.fullmatch(path.name) and path != self.tree]
-        groups = [[path] for path in (*old, *trees)]
+        groups = [[path] for path in (*old, *self.tree.others())]
         # One layout: a program that runs from it needs all of it.
         groups.append(
             [path for path in (self.prefix / name for name in leftovers) if path.exists() or path.is_symlink()]
@@ -279,49 +260,6 @@ def mentions(text: str, path: Path) -> bool:
     return re.search(rf"{re.escape(str(path))}(?![\w.-])", text) is not None
 
 
-def is_intact(tree: Path, files: Mapping[str, str]) -> bool:
-    """Return whether a folder holds these files and no other, but for what was compiled from them."""
-    found = {
-        str(path.relative_to(tree)): path.read_text(encoding="utf-8", errors="replace")
-        for path in tree.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    return found == dict(files)
-
-
-def point(link: Path, target: Path) -> None:
-    """Have a link name something, at one moment."""
-    new = link.with_name(f".{link.name}.new")
-    new.unlink(missing_ok=True)
-    new.symlink_to(target)
-    new.replace(link)
-
-
-def open_parents(prefix: Path, dry: bool, done: list[str]) -> None:
-    """Make the folder of the venvs, which everybody may enter, as its parents.
-
-    Raises:
-        VenvError: A folder that is not ours is closed.
-    """
-    for folder in (*reversed(prefix.parents), prefix):
-        if not folder.exists():
-            if not dry:
-                folder.mkdir(mode=0o755)
-            continue
-        mode = stat.S_IMODE(folder.stat().st_mode)
-        needed = READ_AND_ENTER if folder == prefix else ENTER
-        if mode & needed == needed:
-            continue
-        # /opt and what is above it belong to the system and its administrator.
-        if len(folder.parts) <= 2:  # noqa: PLR2004 - the root and a name
-            raise VenvError(
-                f"{folder} is closed ({mode:04o}), and the users of {prefix} must pass through it: chmod o+x {folder}"
-            )
-        done.append(f"{folder}: mode {mode:04o} -> 0755")
-        if not dry:
-            folder.chmod(0o755)
-
-
 def mend_modes(folder: Path) -> int:
     """Let everybody read and enter what its owner may; return for how many files and folders that was new."""
     count = 0
@@ -340,7 +278,7 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=SPEC, supports_check_mode=True)
     # Of root's own, which may keep all others out of what is made here.
-    os.umask(UMASK)
+    os.umask(trees.UMASK)
     values = module.params
     role = values["role"]
     making = Making(
@@ -362,7 +300,7 @@ def main() -> None:
 
         making.make(way, ask)
         stale = making.stale(values["leftovers"], Path(values["keep_named_in"]) if values["keep_named_in"] else None)
-    except (VenvError, out.WayError, OSError) as error:
+    except (trees.TreeError, out.WayError, OSError) as error:
         module.fail_json(msg=str(error), invocation={})
     module.exit_json(
         changed=bool(making.done),
@@ -379,7 +317,7 @@ def keep_bundle(making: Making, text: str) -> Path:
     if not path.exists() or path.read_text(encoding="ascii", errors="replace") != text:
         making.done.append(f"{path}: the bundle of authorities, from the machine that runs Ansible")
         if not making.dry:
-            open_parents(making.prefix, making.dry, making.done)
+            trees.open_parents(making.prefix, making.dry, making.done)
             new = path.with_name(f".{path.name}.new")
             new.write_text(text, encoding="ascii")
             new.replace(path)
