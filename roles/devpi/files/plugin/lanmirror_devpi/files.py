@@ -5,8 +5,8 @@ What is stored, Nginx sends without devpi. For the rest it asks here, with `X-La
 - the file is stored meanwhile: `X-Accel-Redirect: /+stored/PATH`;
 - somebody's download of it is under way: `X-Accel-Redirect: /+wait/PATH`, at once, so that nobody who waits holds a
   thread of devpi; there Nginx asks `/+lanmirror/stored/PATH`, one request for all, which is answered when the download
-  has ended: 204, or 403 with the status for the clients in `X-Lanmirror-Status`: 404, 424, 502, 504; or 507, when it can
-  be had, but not stored: then each of them asks again, without `X-Lanmirror-Accel`, and gets it for itself;
+  has ended: 204, or 403 with the status for the clients in `X-Lanmirror-Status`: 404, 424, 502, 504; or 507, where it
+  can be had, but not stored: then each of them asks again, without `X-Lanmirror-Accel`, and gets it for itself;
 - the file as it comes, to the first client;
 - a small part of it, straight from the upstream, where no more than that was asked for;
 - an error.
