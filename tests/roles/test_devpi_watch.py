@@ -183,6 +183,14 @@ def test_those_go_first_that_nobody_has_asked_for_the_longest() -> None:
     assert eviction.plan(files, used, limit=0, young=100.0) == []
 
 
+def test_metadata_beside_a_wheel_is_as_young_as_the_wheel() -> None:
+    wheels = [Stored(f"root/pypi/+f/aaa/bb/{name}.whl", 10, 1.0) for name in "ab"]
+    metadata = [Stored(f"{wheel.path}.metadata", 1, 1.0) for wheel in wheels]
+    used = {wheels[0].path: 90.0, wheels[1].path: 50.0}
+    # That of `a` is asked for by all who resolve: Nginx' log has it as the wheel.
+    assert eviction.plan([*metadata, *wheels], used, limit=11, young=100.0) == [wheels[1], metadata[1]]
+
+
 def test_what_must_stay_stays_and_the_next_goes_in_its_place() -> None:
     young, last, other = cached("young", written=60.0), cached("last"), cached("other")
     no_hash = Stored("root/vendor/+e/page/a.whl", 10, 1.0)

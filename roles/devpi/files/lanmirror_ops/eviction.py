@@ -1,9 +1,8 @@
 """Weigh what is stored, and keep the cached files of mirrors within their limit.
 
-Those go first that nobody has asked for the longest. devpi (read at the pinned version: `views._pkgserv`,
-`views.iter_cache_remote_file`) fetches a mirror's file that is gone again from the URL it remembers, checks its hash,
-and puts it back in place; what was uploaded could not be had again, and is never touched. Neither are files below
-`+e/`: their upstream tells no hash, so devpi would refuse one that has changed.
+Those go first that nobody has asked for the longest. Our plugin (`lanmirror_devpi.keep`) fetches a mirror's file that
+is gone again, checks its hash, and puts it back in place; what was uploaded could not be had again, and is never
+touched. Neither are files below `+e/`: their upstream tells no hash, so devpi would refuse one that has changed.
 
 What was asked for when is read from a log of Nginx', which sends stored files without devpi. The times of access that
 file systems keep are no measure: they stand still with noatime, move once a day with relatime, and a backup moves them
@@ -35,6 +34,11 @@ class Stored:
     written: float
 
     @property
+    def subject(self) -> str:
+        """What clients ask for: the metadata beside a wheel counts as the wheel (served.py)."""
+        return self.path.removesuffix(".metadata")
+
+    @property
     def checked(self) -> bool:
         """Whether devpi knows its hash from the upstream, and so takes the same bytes again."""
         return "/+f/" in self.path
@@ -56,7 +60,7 @@ def plan(
     if not limit:
         return []
     chosen = []
-    for file in sorted(files, key=lambda file: (used.get(file.path, file.written), file.path)):
+    for file in sorted(files, key=lambda file: (used.get(file.subject, file.written), file.path)):
         if over <= 0:
             break
         if file.checked and file.written < young and file.path.encode() not in keep:
@@ -128,7 +132,8 @@ def evict(settings: Settings) -> bool:
                 "weighed_timestamp_seconds": now,
             }
         )
-        forget = [(path,) for path, at in known.used().items() if path not in present and at < young]
+        subjects = {file.subject for file in mirrors if file.path in present}
+        forget = [(path,) for path, at in known.used().items() if path not in subjects and at < young]
         db.executemany("DELETE FROM used WHERE path = ?", forget)
     if chosen:
         freed = sizes["mirror"] - left
