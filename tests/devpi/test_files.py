@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -411,6 +412,42 @@ def test_page_that_leads_inside_is_refused(devpi: Devpi, upstream: Upstream, ind
     upstream.page("two", [upstream.file("two-1.0.tar.gz", b"two")])
     assert devpi.get(f"/{index}/+simple/two/").status_code == 200
     assert devpi.get(f"/{index}/+simple/six/").status_code == 424
+
+
+@dataclass
+class Proxied(Devpi):
+    """devpi whose way out is an HTTP proxy."""
+
+    proxy: str = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**super().environment, "HTTP_PROXY": self.proxy, "http_proxy": self.proxy}
+
+
+def test_proxy_is_not_asked_for_inside_addresses(own_devpi: Devpi, upstream: Upstream) -> None:
+    own_devpi.stop()
+    devpi = Proxied(own_devpi.venv, own_devpi.data, {}, port=own_devpi.port, proxy=upstream.url)
+    devpi.start()
+    devpi.mirror("root/pypi", upstream)
+    hosts = ["10.0.0.1", "0x0a000001", "10.1", "[::ffff:10.0.0.1]", "localhost", "files.example"]
+    urls = [f"http://{host}/six-{number}.0.tar.gz" for number, host in enumerate(hosts)]
+    upstream.page(
+        "six",
+        [
+            upstream.file(f"six-{number}.0.tar.gz", b"six") | {"url": url, "hashes": {}}
+            for number, url in enumerate(urls)
+        ],
+    )
+    for url in urls:
+        upstream.answer[url] = 200, {}, b"six"
+    told = [
+        devpi.get(path_of(devpi, "root/pypi", "six", f"six-{number}.0.tar.gz")).status_code
+        for number in range(len(urls))
+    ]
+    devpi.stop()
+    assert told == [424] * 5 + [200]
+    assert [path for path in upstream.paths() if path.startswith("http")] == [urls[-1]]
 
 
 def test_credentials_go_to_the_own_server_alone(devpi: Devpi, upstream: Upstream, name: str) -> None:
