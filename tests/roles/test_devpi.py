@@ -248,6 +248,8 @@ def test_official_upstream_is_devpis_own() -> None:
         "mirror_no_project_list": True,
         "mirror_ignore_serial_header": True,
         "mirror_cache_expiry": 1800,
+        "flat": False,
+        "file_hosts": [],
         "official": True,
     }
 
@@ -628,7 +630,6 @@ def test_plan_changes_in_place_and_keeps_what_is_not_declared() -> None:
         {"root/pypi": before}, {"root/pypi": {**MIRROR, "mirror_url": "https://b.example/"}}, remove=False
     )
     assert change.method == "PATCH"
-    assert change.moves
     assert change.after == {**before, "mirror_url": "https://b.example/"}
     assert str(change) == "change root/pypi: mirror_url"
 

@@ -12,7 +12,6 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,11 +134,6 @@ class Change:
             ": "
         )
 
-    @property
-    def moves(self) -> bool:
-        """Whether a mirror gets another upstream."""
-        return self.method == "PATCH" and self.before.get("mirror_url") != self.after.get("mirror_url")
-
 
 def without_password(value: Any) -> Any:
     """Return a value with the password of each URL in it masked."""
@@ -215,7 +209,6 @@ class Devpi:
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
         self.token = ""
-        self.warnings: list[str] = []
 
     def ask(self, method: str, path: str, body: Settings | None = None) -> tuple[int, Any]:
         """Return status and JSON of the answer; OSError when there is none."""
@@ -300,29 +293,9 @@ class Devpi:
             if not change.before.get("volatile", True):
                 self.must("PATCH", path, {**change.before, "volatile": True})
             self.must("DELETE", path)
-        elif change.moves and not change.after.get("mirror_no_project_list"):
-            # While devpi lists what it has itself; otherwise it would ask the new upstream for all its projects.
-            self.must("PATCH", path, {**change.after, "mirror_no_project_list": True})
-            self.refresh(change.index)
-            self.must("PATCH", path, change.after)
         else:
+            # A mirror's pages belong to the `mirror_url` that they came from (mirror.py): this is all of a change.
             self.must(change.method, path, change.after)
-            if change.moves:
-                self.refresh(change.index)
-
-    def refresh(self, index: str) -> None:
-        """Make devpi read the pages of all projects it knows of again; one that cannot be read stays as it was."""
-        projects = self.must("GET", f"/{index}").get("projects", [])
-        with ThreadPoolExecutor(4) as pool:
-            answers = pool.map(lambda project: self.ask("POST", f"/{index}/+simple/{project}/refresh")[0], projects)
-            failed = [
-                name for name, status in zip(projects, answers, strict=True) if status >= http.HTTPStatus.BAD_REQUEST
-            ]
-        if failed:
-            self.warnings.append(
-                f"the new upstream of {index} did not give the pages of {len(failed)} of {len(projects)} projects, "
-                f"which stay as the old one gave them: {', '.join(failed[:5])}{', …' * (len(failed) > 5)}"  # noqa: PLR2004 - a taste of them
-            )
 
 
 def indexes_of(users: Mapping[str, Settings]) -> dict[str, Settings]:
@@ -417,8 +390,6 @@ def run(module: AnsibleModule) -> None:
             devpi.apply(change)
     if undeclared and not remove:
         module.warn(f"devpi has indexes that are not declared, and keeps them: {', '.join(undeclared)}")
-    for warning in devpi.warnings:
-        module.warn(warning)
     module.exit_json(
         changed=bool(lines),
         changes=lines,
