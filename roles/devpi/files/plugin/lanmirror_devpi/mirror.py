@@ -49,6 +49,8 @@ ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+ht
 FIELD = "lanmirror"
 # The page of all files of a flat upstream is parsed for each project; it is asked for once in so many seconds.
 FLAT_SECONDS = 60.0
+# Digits of a mark.
+MARK = 24
 # The mark of a page that devpi stored before there was this plugin.
 BEFORE = "before"
 
@@ -120,6 +122,10 @@ class Flight:
     read: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     reply: Reply = field(default_factory=Reply)
+
+
+# Marks of stored pages that were found whole.
+whole: set[str] = set()
 
 
 class AnswerError(Exception):
@@ -292,7 +298,7 @@ class Asker:
         if not found.files and not may_be_empty(found, question, content_type):
             raise AnswerError("its page has no files")
         packed = page.dump(found)
-        return Reply(Known(packed, hashlib.sha256(packed).hexdigest()[:24], question.source, etag, serial))
+        return Reply(Known(packed, hashlib.sha256(packed).hexdigest()[:MARK], question.source, etag, serial))
 
     def _has_only_refused_this(self, stage: Any, question: Question) -> bool:
         """Return whether a 403 means that the upstream has no such project, as object stores say it.
@@ -383,12 +389,24 @@ def known_page(stage: Any, project: Any) -> Known | None:
     value = stage.key_projsimplelinks(project).get()
     about = value.get(FIELD)
     if about:
-        return Known(b64decode(about["page"]), about["mark"], about["source"], about["etag"], value["serial"])
+        known = Known(b64decode(about["page"]), about["mark"], about["source"], about["etag"], value["serial"])
+        # On a disk that loses what was written; the upstream is asked as for a page that nobody has seen.
+        return known if is_whole(known) else None
     if not value.get("links"):
         return None
     # devpi's own, of before there was this plugin: its files have entries, with their URLs.
     theirs = mirror.join_links_data(value["links"], value.get("requires_python", []), value.get("yanked", []))
     return Known(page.dump(links.page_of(str(project), theirs)), BEFORE, "", "", -1)
+
+
+def is_whole(known: Known) -> bool:
+    """Return whether a stored page can be read; each is looked at once."""
+    if known.mark not in whole:
+        if hashlib.sha256(known.packed).hexdigest()[:MARK] != known.mark:
+            threadlog.error("a stored page is damaged, and is asked for anew: %s", known.mark)
+            return False
+        whole.add(known.mark)
+    return True
 
 
 def known_here(stage: Any, project: Any) -> Known | None:
