@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import sqlite3
 import threading
@@ -125,6 +126,26 @@ def test_one_request_for_all_who_want_a_page(
     gate.opened.set()
     assert [names(page.result()) for page in pages] == [["six-1.0.tar.gz"]] * 20
     assert upstream.paths() == ["/simple/six/"]
+
+
+def test_page_of_before_the_plugin_stays_where_the_upstream_has_none_any_more(
+    start_devpi: Callable[..., Devpi], upstream: Upstream
+) -> None:
+    devpi = start_devpi(plain=True)
+    upstream.page("six", [upstream.file("six-1.0.tar.gz", b"six")])
+    devpi.mirror("root/pypi", upstream)
+    assert names(devpi.get("/root/pypi/+simple/six/")) == ["six-1.0.tar.gz"]
+    devpi.plain = False
+    devpi.restart()
+    upstream.answer.pop("/simple/six/")
+    assert names(devpi.get("/root/pypi/+simple/six/")) == ["six-1.0.tar.gz"]
+    assert names(devpi.get("/root/pypi/+simple/six/")) == ["six-1.0.tar.gz"]
+    # And the file comes, by the entry that devpi made of it then.
+    path = f"+f/{hashlib.sha256(b'six').hexdigest()[:3]}/{hashlib.sha256(b'six').hexdigest()[3:16]}/six-1.0.tar.gz"
+    assert devpi.get(f"/root/pypi/{path}").content == b"six"
+    upstream.page("six", [upstream.file("six-1.1.tar.gz", b"six one")])
+    assert names(devpi.get("/root/pypi/+simple/six/")) == ["six-1.1.tar.gz"]
+    devpi.stop()
 
 
 def test_page_is_waited_for_as_long_as_bytes_come(start_devpi: Callable[..., Devpi], upstream: Upstream) -> None:

@@ -21,6 +21,7 @@ import re
 import threading
 import time
 from base64 import b64decode, b64encode
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -90,6 +91,7 @@ class Question:
         project: The project's normal name.
         known: What is stored, None for nothing.
         ignore_serial: Whether an older serial is as good.
+        ended: How many requests for this page had ended before it was looked for.
     """
 
     index: str
@@ -98,6 +100,7 @@ class Question:
     project: str
     known: Known | None
     ignore_serial: bool
+    ended: int
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,10 @@ class Flight:
 whole: set[str] = set()
 
 
+class AgainError(Exception):
+    """What is known is older than it looks."""
+
+
 class AnswerError(Exception):
     """The upstream gives nothing of use; the message says why, and holds no credentials."""
 
@@ -150,6 +157,7 @@ class Asker:
         self._threads = ThreadPoolExecutor(THREADS, "lanmirror-page")
         self._lock = threading.Lock()
         self._flights: dict[tuple[str, str], Flight] = {}
+        self._ended: Counter[tuple[str, str]] = Counter()
         self._silent: dict[str, float] = {}
         self._flat: dict[str, tuple[float, str, str, bytes]] = {}
         self._flat_locks: dict[str, threading.Lock] = {}
@@ -175,13 +183,24 @@ class Asker:
 
     # ---- one request for a page at a time -------------------------------------------------------------------
 
+    def ended(self, index: str, project: Any) -> int:
+        """Return how many requests for a page have ended."""
+        return self._ended[index, str(project)]
+
     def ask(self, stage: Any, question: Question, *, store: bool) -> Flight | None:
-        """Return the request for a page that is under way, or begin one; None where its upstream has too many."""
-        key = question.index, question.project
+        """Return the request for a page that is under way, or begin one; None where its upstream has too many.
+
+        Raises:
+            AgainError: One has ended since the question was made, and its page was stored.
+        """
+        key = question.index, str(question.project)
         with self._lock:
             flight = self._flights.get(key)
             if flight is not None:
                 return flight
+            # In a transaction that writes, nothing else would be seen.
+            if store and self._ended[key] != question.ended:
+                raise AgainError
             if question.known and self.is_silent(question.index):
                 waiting = sum(index == question.index for index, _ in self._flights)
                 if waiting >= THREADS_OF_SILENT:
@@ -201,7 +220,9 @@ class Asker:
             flight.reply = Reply(why=f"{type(error).__name__}: {error}")
         finally:
             with self._lock:
-                self._flights.pop((question.index, question.project), None)
+                key = question.index, str(question.project)
+                self._flights.pop(key, None)
+                self._ended[key] += 1
             flight.read.set()
             flight.ended.set()
 
@@ -424,8 +445,21 @@ def get(stage: Any, project: Any) -> tuple[Known, bool]:
         stage.UpstreamNotFoundError: The upstream has no such project.
         stage.UpstreamError: It is not known, and the upstream gives nothing of use; or what is known is too old.
     """
+    while True:
+        try:
+            return get_once(stage, project)
+        except AgainError:
+            stage.keyfs.restart_read_transaction()
+
+
+def get_once(stage: Any, project: Any) -> tuple[Known, bool]:
+    """Return the page of a project, as `get`; AgainError where another request stored it meanwhile."""
     asker: Asker = stage.xom.lanmirror_asker
     project = normalize_name(project)
+    ended = asker.ended(stage.name, project)
+    if not stage.keyfs.tx.write:
+        # This request may have waited for its turn since its transaction began.
+        stage.keyfs.restart_read_transaction()
     known, times = known_here(stage, project), stage.cache_retrieve_times
     fresh = not times.is_expired(project, stage.cache_expiry) and times.mark(project) == (
         known.mark if known else MISSING
@@ -442,8 +476,9 @@ def get(stage: Any, project: Any) -> tuple[Known, bool]:
         source=source_of(stage),
         flat=bool(stage.ixconfig.get(FLAT)) and not stage.xom.is_replica(),
         project=project,
-        known=known if known and known.source else None,
+        known=known,
         ignore_serial=stage.ignore_serial_header,
+        ended=ended,
     )
     reply = answered(asker, stage, question, patient=known is None)
     if reply is None or reply.why or (known and reply.known is None and reply.devpi_serial < 0):
