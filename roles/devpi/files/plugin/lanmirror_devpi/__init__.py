@@ -6,9 +6,13 @@ database, so replicas, backups and upgrades carry it.
     plugin.py    the hooks of devpi: options, the setting `flat` of an index, the tween
     replace.py   puts our functions in the place of devpi's, where devpi has no hook; refuses another devpi
     tween.py     the answers to Nginx: 424, compression, headers
-    page.py      the page of a project as an upstream tells it; pure
+    page.py      the page of a project as an upstream tells it, and how it is stored; pure
     links.py     such a page, and devpi's own links and entries in its place
     mirror.py    the page of a project in a mirror: known, or asked for
+    uploaded.py  the page of a project in a stage
+    bases.py     the indexes that count for a project of a stage
+    view.py      the page of a project as clients get it
+    kept.py      such pages in memory
     times.py     when pages were confirmed by their upstreams
     outside.py   the HTTP client for upstreams, which goes nowhere inside; the setting `file_hosts`
     entries.py   devpi's entries of files that nobody has fetched: made up from the page

@@ -8,7 +8,7 @@ from typing import Any
 from devpi_server.config import hookimpl
 from pyramid.tweens import INGRESS
 
-from lanmirror_devpi import entries, files, flat, mirror, outside, passwords, replica
+from lanmirror_devpi import bases, entries, files, flat, mirror, outside, passwords, replica, uploaded, view
 from lanmirror_devpi.told import Told
 
 
@@ -71,6 +71,11 @@ def devpiserver_cmdline_run(xom: Any) -> None:
     # By default waitress waits with select(2), which knows no more than 1024 open files.
     xom.config.waitress_info["kwargs"]["asyncore_use_poll"] = True
     replica.install()
+    bases.install()
+    uploaded.install()
+    view.install(xom)
+    # The pages of the files promise it where it is.
+    arguments.enable_core_metadata = True
     logging.getLogger().addFilter(is_worth_a_line)
 
 
@@ -86,6 +91,16 @@ def devpiserver_pyramid_configure(config: Any, pyramid_config: Any) -> None:
         pyramid_config.add_tween(
             f"lanmirror_devpi.{module}.factory", under=INGRESS, over="devpi_server.views.tween_request_logging"
         )
+
+
+@hookimpl
+def devpiserver_metrics(request: Any) -> list[tuple[str, str, float]]:
+    """Return what `/+status` tells of pages beside devpi's own figures."""
+    pages = request.registry["xom"].lanmirror_pages
+    return [
+        ("lanmirror_pages_made", "counter", pages.made),
+        ("lanmirror_pages_kept_bytes", "gauge", pages.kept.size),
+    ]
 
 
 def is_worth_a_line(record: logging.LogRecord) -> bool:

@@ -13,10 +13,10 @@ from typing import Any
 
 from pyramid.response import Response
 
+from lanmirror_devpi.kept import WORTH_COMPRESSING
+
 # A project's page; its groups name the index.
 PAGE = re.compile(r"/([^/+]+/[^/+]+)/\+simple/[^/]+/?")
-# Bytes from which on a page is worth compressing: less fits into one packet.
-WORTH_COMPRESSING = 1000
 # Seconds for which Nginx may keep that there is no such project.
 MISSING_FRESH = 5
 # No installer reads these, and Nginx would, each time it sends a page that it kept.
@@ -79,12 +79,17 @@ def factory(handler: Callable[[Any], Any], registry: Any) -> Callable[[Any], Any
     return tween
 
 
+def takes_gzip(request: Any) -> bool:
+    """Return whether a client says that it takes gzip; one that says nothing is not asked to."""
+    return "Accept-Encoding" in request.headers and "gzip" in request.accept_encoding
+
+
 def compressed(request: Any, response: Any) -> Any:
     """Return a page of some size compressed for who takes it.
 
     Nginx would not know its length before it has sent it, and would send it in pieces ever after.
     """
-    if response.status_code == HTTPStatus.OK and not response.content_encoding and "gzip" in request.accept_encoding:
+    if response.status_code == HTTPStatus.OK and not response.content_encoding and takes_gzip(request):
         page = response.body
         if len(page) >= WORTH_COMPRESSING:
             response.body = gzip.compress(page, compresslevel=6, mtime=0)
