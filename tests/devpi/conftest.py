@@ -128,13 +128,14 @@ def free_port() -> int:
 
 @dataclass
 class Devpi:
-    """A devpi-server with the plugin."""
+    """A devpi-server with the plugin, or plain, as it was before."""
 
     venv: Path
     data: Path
     options: dict[str, Any]
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    plain: bool = False
 
     @property
     def url(self) -> str:
@@ -242,9 +243,10 @@ def start_devpi(
     """Return a function that starts a devpi with options of its own; who starts one stops it, at the latest the end."""
     with ExitStack() as stack:
 
-        def start(**options: Any) -> Devpi:
+        def start(*, plain: bool = False, **options: Any) -> Devpi:
             data = tmp_path_factory.mktemp("devpi") / "data"
-            devpi = Devpi(venv_of_devpi, data, {key.replace("_", "-"): value for key, value in options.items()})
+            options = {key.replace("_", "-"): value for key, value in options.items()}
+            devpi = Devpi(venv_of_devpi, data, options, plain=plain)
             stack.callback(devpi.stop)
             # A replica has an identity of its own.
             if options.get("role") == "replica":

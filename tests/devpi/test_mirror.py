@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -73,8 +75,6 @@ def test_page_that_is_young_is_not_asked_for_again_not_even_after_a_restart(
 
 def wait_for_times(devpi: Devpi, count: int) -> None:
     """Wait until devpi has written when so many pages were confirmed."""
-    import sqlite3  # noqa: PLC0415 - this alone needs it
-
     until = time.monotonic() + LONG
     while time.monotonic() < until:
         with sqlite3.connect(devpi.data / ".lanmirror-times.sqlite") as db:
@@ -126,6 +126,26 @@ def test_one_request_for_all_who_want_a_page(
     gate.opened.set()
     assert [names(page.result()) for page in pages] == [["six-1.0.tar.gz"]] * 20
     assert upstream.paths() == ["/simple/six/"]
+
+
+def test_page_of_before_the_plugin_stays_where_the_upstream_has_none_any_more(
+    start_devpi: Callable[..., Devpi], upstream: Upstream
+) -> None:
+    devpi = start_devpi(plain=True)
+    upstream.page("six", [upstream.file("six-1.0.tar.gz", b"six")])
+    devpi.mirror("root/pypi", upstream)
+    assert names(devpi.get("/root/pypi/+simple/six/")) == ["six-1.0.tar.gz"]
+    devpi.plain = False
+    devpi.restart()
+    upstream.answer.pop("/simple/six/")
+    assert names(devpi.get("/root/pypi/+simple/six/")) == ["six-1.0.tar.gz"]
+    assert names(devpi.get("/root/pypi/+simple/six/")) == ["six-1.0.tar.gz"]
+    # And the file comes, by the entry that devpi made of it then.
+    path = f"+f/{hashlib.sha256(b'six').hexdigest()[:3]}/{hashlib.sha256(b'six').hexdigest()[3:16]}/six-1.0.tar.gz"
+    assert devpi.get(f"/root/pypi/{path}").content == b"six"
+    upstream.page("six", [upstream.file("six-1.1.tar.gz", b"six one")])
+    assert names(devpi.get("/root/pypi/+simple/six/")) == ["six-1.1.tar.gz"]
+    devpi.stop()
 
 
 def test_page_is_waited_for_as_long_as_bytes_come(start_devpi: Callable[..., Devpi], upstream: Upstream) -> None:
@@ -270,6 +290,21 @@ def test_pages_of_another_upstream_are_not_given_any_more(devpi: Devpi, upstream
     upstream.answer["/vetted/six/"] = 503, {}, b""
     devpi.declare(f"root/{name}", mirror_url=f"{upstream.url}/vetted/?")
     assert devpi.get(page).status_code in {404, 424}
+
+
+def test_stored_page_that_is_damaged_is_asked_for_anew(own_devpi: Devpi, upstream: Upstream) -> None:
+    # Random digits, so that the page is longer than one of the database's.
+    files = [upstream.file(f"six-1.{n}.tar.gz", b"%d" % n) for n in range(300)]
+    upstream.page("six", files)
+    own_devpi.mirror("root/pypi", upstream)
+    good = own_devpi.get("/root/pypi/+simple/six/").content
+    own_devpi.stop()
+    with sqlite3.connect(own_devpi.data / ".sqlite") as db:
+        serial, data = db.execute("SELECT serial, data FROM changelog ORDER BY length(data) DESC LIMIT 1").fetchone()
+        db.execute("UPDATE changelog SET data = ? WHERE serial = ?", (data[:3000] + b"A" * 500 + data[3500:], serial))
+    own_devpi.start()
+    assert own_devpi.get("/root/pypi/+simple/six/").content == good
+    assert upstream.paths() == ["/simple/six/"] * 2
 
 
 def test_flat_upstream_has_pages_with_all_that_it_tells(devpi: Devpi, upstream: Upstream, name: str) -> None:

@@ -59,6 +59,16 @@ def test_all_that_the_role_makes_goes(role: str) -> None:
         assert parents & {*gone, *OTHERWISE[role]} or path in shared, path
 
 
+@pytest.mark.parametrize("role", ["conda_mirror", "devpi", "nginx", "python_venv"])
+def test_diff_names_a_folder_that_goes_and_not_each_file_in_it(role: str) -> None:
+    files = [
+        path.name for path in (ROOT / "roles" / role / "tasks").glob("*.yml") if path.name in (*REMOVALS, "clean.yml")
+    ]
+    gone = [task for file in files for task in tasks(role, file) if "absent" in str(task.get("ansible.builtin.file"))]
+    assert [task["name"] for task in gone if task.get("diff") is not False] == []
+    assert gone
+
+
 def test_all_units_of_devpi_are_stopped_before_they_go() -> None:
     templates = (ROOT / "roles/devpi/templates").iterdir()
     units = {path.stem for path in templates if path.stem.endswith((".service", ".timer"))}

@@ -21,6 +21,7 @@ import re
 import threading
 import time
 from base64 import b64decode, b64encode
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -49,6 +50,8 @@ ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+ht
 FIELD = "lanmirror"
 # The page of all files of a flat upstream is parsed for each project; it is asked for once in so many seconds.
 FLAT_SECONDS = 60.0
+# Digits of a mark.
+MARK = 24
 # The mark of a page that devpi stored before there was this plugin.
 BEFORE = "before"
 
@@ -88,6 +91,7 @@ class Question:
         project: The project's normal name.
         known: What is stored, None for nothing.
         ignore_serial: Whether an older serial is as good.
+        ended: How many requests for this page had ended before it was looked for.
     """
 
     index: str
@@ -96,6 +100,7 @@ class Question:
     project: str
     known: Known | None
     ignore_serial: bool
+    ended: int
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,14 @@ class Flight:
     reply: Reply = field(default_factory=Reply)
 
 
+# Marks of stored pages that were found whole.
+whole: set[str] = set()
+
+
+class AgainError(Exception):
+    """What is known is older than it looks."""
+
+
 class AnswerError(Exception):
     """The upstream gives nothing of use; the message says why, and holds no credentials."""
 
@@ -144,6 +157,7 @@ class Asker:
         self._threads = ThreadPoolExecutor(THREADS, "lanmirror-page")
         self._lock = threading.Lock()
         self._flights: dict[tuple[str, str], Flight] = {}
+        self._ended: Counter[tuple[str, str]] = Counter()
         self._silent: dict[str, float] = {}
         self._flat: dict[str, tuple[float, str, str, bytes]] = {}
         self._flat_locks: dict[str, threading.Lock] = {}
@@ -169,13 +183,24 @@ class Asker:
 
     # ---- one request for a page at a time -------------------------------------------------------------------
 
+    def ended(self, index: str, project: Any) -> int:
+        """Return how many requests for a page have ended."""
+        return self._ended[index, str(project)]
+
     def ask(self, stage: Any, question: Question, *, store: bool) -> Flight | None:
-        """Return the request for a page that is under way, or begin one; None where its upstream has too many."""
-        key = question.index, question.project
+        """Return the request for a page that is under way, or begin one; None where its upstream has too many.
+
+        Raises:
+            AgainError: One has ended since the question was made, and its page was stored.
+        """
+        key = question.index, str(question.project)
         with self._lock:
             flight = self._flights.get(key)
             if flight is not None:
                 return flight
+            # In a transaction that writes, nothing else would be seen.
+            if store and self._ended[key] != question.ended:
+                raise AgainError
             if question.known and self.is_silent(question.index):
                 waiting = sum(index == question.index for index, _ in self._flights)
                 if waiting >= THREADS_OF_SILENT:
@@ -195,7 +220,9 @@ class Asker:
             flight.reply = Reply(why=f"{type(error).__name__}: {error}")
         finally:
             with self._lock:
-                self._flights.pop((question.index, question.project), None)
+                key = question.index, str(question.project)
+                self._flights.pop(key, None)
+                self._ended[key] += 1
             flight.read.set()
             flight.ended.set()
 
@@ -292,7 +319,7 @@ class Asker:
         if not found.files and not may_be_empty(found, question, content_type):
             raise AnswerError("its page has no files")
         packed = page.dump(found)
-        return Reply(Known(packed, hashlib.sha256(packed).hexdigest()[:24], question.source, etag, serial))
+        return Reply(Known(packed, hashlib.sha256(packed).hexdigest()[:MARK], question.source, etag, serial))
 
     def _has_only_refused_this(self, stage: Any, question: Question) -> bool:
         """Return whether a 403 means that the upstream has no such project, as object stores say it.
@@ -383,12 +410,24 @@ def known_page(stage: Any, project: Any) -> Known | None:
     value = stage.key_projsimplelinks(project).get()
     about = value.get(FIELD)
     if about:
-        return Known(b64decode(about["page"]), about["mark"], about["source"], about["etag"], value["serial"])
+        known = Known(b64decode(about["page"]), about["mark"], about["source"], about["etag"], value["serial"])
+        # On a disk that loses what was written; the upstream is asked as for a page that nobody has seen.
+        return known if is_whole(known) else None
     if not value.get("links"):
         return None
     # devpi's own, of before there was this plugin: its files have entries, with their URLs.
     theirs = mirror.join_links_data(value["links"], value.get("requires_python", []), value.get("yanked", []))
     return Known(page.dump(links.page_of(str(project), theirs)), BEFORE, "", "", -1)
+
+
+def is_whole(known: Known) -> bool:
+    """Return whether a stored page can be read; each is looked at once."""
+    if known.mark not in whole:
+        if hashlib.sha256(known.packed).hexdigest()[:MARK] != known.mark:
+            threadlog.error("a stored page is damaged, and is asked for anew: %s", known.mark)
+            return False
+        whole.add(known.mark)
+    return True
 
 
 def known_here(stage: Any, project: Any) -> Known | None:
@@ -406,8 +445,21 @@ def get(stage: Any, project: Any) -> tuple[Known, bool]:
         stage.UpstreamNotFoundError: The upstream has no such project.
         stage.UpstreamError: It is not known, and the upstream gives nothing of use; or what is known is too old.
     """
+    while True:
+        try:
+            return get_once(stage, project)
+        except AgainError:
+            stage.keyfs.restart_read_transaction()
+
+
+def get_once(stage: Any, project: Any) -> tuple[Known, bool]:
+    """Return the page of a project, as `get`; AgainError where another request stored it meanwhile."""
     asker: Asker = stage.xom.lanmirror_asker
     project = normalize_name(project)
+    ended = asker.ended(stage.name, project)
+    if not stage.keyfs.tx.write:
+        # This request may have waited for its turn since its transaction began.
+        stage.keyfs.restart_read_transaction()
     known, times = known_here(stage, project), stage.cache_retrieve_times
     fresh = not times.is_expired(project, stage.cache_expiry) and times.mark(project) == (
         known.mark if known else MISSING
@@ -425,8 +477,9 @@ def get(stage: Any, project: Any) -> tuple[Known, bool]:
         source=source_of(stage),
         flat=bool(stage.ixconfig.get(FLAT)) and not stage.xom.is_replica(),
         project=project,
-        known=known if known and known.source else None,
+        known=known,
         ignore_serial=stage.ignore_serial_header,
+        ended=ended,
     )
     reply = answered(asker, stage, question, patient=known is None and not missing)
     if reply is None or reply.why or (known and reply.known is None and reply.devpi_serial < 0):
