@@ -550,7 +550,7 @@ def test_entries_of_before_the_plugin_are_good_until_the_upstream_is_another_one
     # The upstream gives no page any more.
     upstream.answer["/simple/six/"] = 503, {}, b""
     assert [devpi.get(path).content for path in paths[:2]] == [file.content for file in files[:2]]
-    upstream.page("six", [])
+    upstream.page("six", [upstream.file("six-9.0.tar.gz", b"nine")])
     upstream.answer["/new/six/"] = upstream.answer["/simple/six/"]
     devpi.declare("root/pypi", mirror_url=f"{upstream.url}/new/")
     assert [devpi.get(path).status_code for path in paths] == [200, 200, 200, 404]
