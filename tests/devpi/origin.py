@@ -133,6 +133,8 @@ def wheel(project: str, version: str, size: int = 0) -> tuple[bytes, bytes]:
     with zipfile.ZipFile(body, "w") as archive:
         archive.writestr(f"{project}.py", hashlib.shake_256(project.encode()).digest(size))
         archive.writestr(f"{project}-{version}.dist-info/METADATA", metadata)
+        about = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        archive.writestr(f"{project}-{version}.dist-info/WHEEL", about)
     return body.getvalue(), metadata
 
 
