@@ -46,11 +46,6 @@ def factory(handler: Callable[[Any], Any], registry: Any) -> Callable[[Any], Any
         f"stale-if-error={arguments.lanmirror_max_stale:.0f}"
     )
 
-    def is_mirror(index: str) -> bool:
-        with xom.keyfs.read_transaction(allow_reuse=True):
-            stage = xom.model.getstage(*index.split("/"))
-            return stage is not None and stage.ixconfig["type"] == "mirror"
-
     def tween(request: Any) -> Any:
         response = handler(request)
         found = PAGE.fullmatch(request.path_info)
@@ -66,7 +61,7 @@ def factory(handler: Callable[[Any], Any], registry: Any) -> Callable[[Any], Any
         for name in list(response.headers):
             if name in IDLE or name.lower().startswith("x-devpi-"):
                 del response.headers[name]
-        if response.status_code in {HTTPStatus.OK, HTTPStatus.NOT_FOUND} and is_mirror(found[1]):
+        if response.status_code in {HTTPStatus.OK, HTTPStatus.NOT_FOUND} and is_of_mirror(request):
             missing = response.status_code == HTTPStatus.NOT_FOUND
             response.headers["Cache-Control"] = f"s-maxage={MISSING_FRESH}" if missing else kept
         else:
@@ -77,6 +72,13 @@ def factory(handler: Callable[[Any], Any], registry: Any) -> Callable[[Any], Any
         return compressed(request, response)
 
     return tween
+
+
+def is_of_mirror(request: Any) -> bool:
+    """Return whether an answer is of a mirror, by what devpi looked up for it."""
+    # Not its property: that would ask the database again, and its transaction is over.
+    stage = vars(getattr(request, "context", None) or Response).get("_stage")
+    return stage is not None and stage.ixconfig["type"] == "mirror"
 
 
 def takes_gzip(request: Any) -> bool:

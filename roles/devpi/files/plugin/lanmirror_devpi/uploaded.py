@@ -30,9 +30,14 @@ def page(stage: Any, project: Any) -> tuple[Page, bool]:
     """Return the page of a project in a stage, and whether it is whole: on a replica, a file may be on its way."""
     found = stored(stage, project)
     files = found.files if found else tuple(files_of(stage, project, {}))
-    versions = get_sorted_versions(stage.list_versions_perstage(project), reverse=False)
     is_whole = found is not None or all("size" in file.told for file in files)
-    return Page(str(project), files, {"versions": versions}), is_whole
+    return Page(str(project), files, {"versions": versions_of(stage, project)}), is_whole
+
+
+def versions_of(stage: Any, project: Any) -> list[str]:
+    """Return the versions of a project in a stage, the oldest first."""
+    found: list[str] = get_sorted_versions(stage.list_versions_perstage(project), reverse=False)
+    return found
 
 
 def state(stage: Any, project: Any) -> tuple[int, ...]:
@@ -68,7 +73,7 @@ def stored(stage: Any, project: Any) -> Page | None:
 def files_of(stage: Any, project: Any, known: Mapping[str, File]) -> list[File]:
     """Return the files of a project in a stage, with what is known of them by their paths."""
     files = []
-    for version in stage.list_versions_perstage(project):
+    for version in versions_of(stage, project):
         python = stage.get_versiondata_perstage(project, version).get("requires_python")
         for link in stage.get_linkstore_perstage(project, version).get_links(model.Rel.ReleaseFile):
             path = link.relpath.removeprefix(f"{stage.name}/")
