@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import time
+import zipfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -44,6 +46,14 @@ def upload(devpi: Devpi, index: str, name: str, content: bytes, **metadata: str)
         timeout=LONG,
     )
     assert answer.status_code == 200, answer.text
+
+
+def bomb() -> bytes:
+    """Return a small wheel whose metadata is large."""
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("six-1.3.dist-info/METADATA", b"\n" * (64 << 20))
+    return body.getvalue()
 
 
 def made(devpi: Devpi) -> int:
@@ -118,9 +128,10 @@ def test_page_of_a_stage_tells_what_devpi_knows_of_uploads(devpi: Devpi, name: s
     after = datetime.now(UTC)
     upload(devpi, f"root/{name}", "six-1.1.zip", b"no zip at all")
     upload(devpi, f"root/{name}", "six-1.2-py3-none-any.whl", b"no wheel at all")
+    upload(devpi, f"root/{name}", "six-1.3-py3-none-any.whl", bomb())
     where = f"/root/{name}/+simple/six/"
     page = devpi.get(where).json()
-    assert page["versions"] == ["1.0", "1.1", "1.2"]
+    assert page["versions"] == ["1.0", "1.1", "1.2", "1.3"]
     assert page["meta"] == {"api-version": "1.1"}
     files = {file["filename"]: file for file in page["files"]}
     six = files["six-1.0-py3-none-any.whl"]
@@ -128,7 +139,8 @@ def test_page_of_a_stage_tells_what_devpi_knows_of_uploads(devpi: Devpi, name: s
     assert (six["size"], six["requires-python"]) == (len(content), ">=3.8")
     assert six["core-metadata"] == {"sha256": hashlib.sha256(metadata).hexdigest()}
     assert devpi.get(urljoin(where, six["url"]) + ".metadata").content == metadata
-    assert "core-metadata" not in files["six-1.1.zip"] | files["six-1.2-py3-none-any.whl"]
+    for other in ("six-1.1.zip", "six-1.2-py3-none-any.whl", "six-1.3-py3-none-any.whl"):
+        assert "core-metadata" not in files[other]
     assert files["six-1.1.zip"]["size"] == 13
 
 

@@ -11,7 +11,8 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import IO, Any
+from zipfile import ZipFile
 
 from devpi_common.metadata import get_sorted_versions
 from devpi_server import model
@@ -19,11 +20,14 @@ from devpi_server.filestore import get_core_metadata_hashes
 from devpi_server.log import threadlog
 from devpi_server.normalized import normalize_name
 
+from lanmirror_devpi.links import links_of
 from lanmirror_devpi.page import File, Page, PageError, dump, load
 from lanmirror_devpi.replace import replace
 
 # Where the page stands in the value that devpi has for it.
 FIELD = "lanmirror"
+# No metadata is larger, bytes: the largest are of a hundredth of it.
+MAX_METADATA = 32 << 20
 
 
 def page(stage: Any, project: Any) -> tuple[Page, bool]:
@@ -108,6 +112,7 @@ def told_by(entry: Any, project: str, version: str) -> dict[str, Any]:
             told["size"] = size
             if entry.basename.endswith(".whl"):
                 with entry.file_open_read() as file:
+                    check(file)
                     hashes = get_core_metadata_hashes(file, project, version, basename=entry.basename)
                 if hashes:
                     told["core-metadata"] = dict(hashes)
@@ -117,6 +122,15 @@ def told_by(entry: Any, project: str, version: str) -> dict[str, Any]:
     return told
 
 
+def check(wheel: IO[bytes]) -> None:
+    """Refuse a wheel whose metadata would fill the memory."""
+    with ZipFile(wheel) as archive:
+        size = max((info.file_size for info in archive.infolist() if info.filename.endswith("METADATA")), default=0)
+    if size > MAX_METADATA:
+        raise ValueError(f"its metadata is of {size} bytes")
+    wheel.seek(0)
+
+
 def install() -> None:
     """Replace the method of devpi's that stores the links of a project after each change."""
 
@@ -124,9 +138,14 @@ def install() -> None:
         """Store the page of a project beside its links."""
         project = normalize_name(project_input)
         before = stored(self, project)
-        theirs(self, project_input)
         files = files_of(self, project, {file.path: file for file in before.files} if before else {})
-        with self.key_projsimplelinks(project).update() as value:
-            value[FIELD] = {"page": b64encode(dump(Page(str(project), tuple(files), {}))).decode()}
+        page = Page(str(project), tuple(files), {})
+        links = links_of(self.name, page)
+        value = {
+            "links": [link[:2] for link in links],
+            "requires_python": [link[2] for link in links],
+            FIELD: {"page": b64encode(dump(page)).decode()},
+        }
+        self.key_projsimplelinks(project).set(value)
 
-    theirs = replace(model.PrivateStage, "_regen_simplelinks", _regen_simplelinks)
+    replace(model.PrivateStage, "_regen_simplelinks", _regen_simplelinks)

@@ -103,7 +103,8 @@ def merged(project: str, pages: Iterable[tuple[str, Page]]) -> tuple[list[tuple[
 
 def versions_of(project: str, files: Iterable[File]) -> list[str]:
     """Return the versions that the names of files tell."""
-    return [splitbasename(file.name, checkarch=False)[1] for file in files if belongs(file.name, project)]
+    found = [splitbasename(file.name, checkarch=False)[1] for file in files if belongs(file.name, project)]
+    return [version for version in found if version]
 
 
 def version_of_api(files: Sequence[tuple[str, File]], told: Mapping[str, Any]) -> str:
