@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import re
@@ -127,14 +128,24 @@ def path_of(devpi: Devpi, index: str, project: str, name: str) -> str:
 
 
 def wheel(project: str, version: str, size: int = 0) -> tuple[bytes, bytes]:
-    """Return a wheel of at least `size` bytes, and its metadata."""
+    """Return a wheel of at least `size` bytes, which can be installed, and its metadata."""
     metadata = f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n".encode()
+    info = f"{project}-{version}.dist-info"
+    files = {
+        f"{project}.py": b"#" + hashlib.shake_256(project.encode()).hexdigest((size + 1) // 2).encode() + b"\n",
+        f"{info}/METADATA": metadata,
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = ""
+    for name, content in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
+        record += f"{name},sha256={digest},{len(content)}\n"
+    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
     body = io.BytesIO()
     with zipfile.ZipFile(body, "w") as archive:
-        archive.writestr(f"{project}.py", hashlib.shake_256(project.encode()).digest(size))
-        archive.writestr(f"{project}-{version}.dist-info/METADATA", metadata)
-        about = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        archive.writestr(f"{project}-{version}.dist-info/WHEEL", about)
+        for name, content in files.items():
+            # Not by its name alone, with which the time of day goes into the archive.
+            archive.writestr(zipfile.ZipInfo(name), content)
     return body.getvalue(), metadata
 
 
