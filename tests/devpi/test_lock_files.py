@@ -67,6 +67,8 @@ def test_lock_file_of_uv_is_good_on_both_sides(
     lock = locked(clients, here, "requirements.txt")
     assert lock.startswith("six==3.0")
     assert lock == locked(clients, there, "requirements.txt")
+    # For a hash that the page tells, nobody fetches the file.
+    assert not [path for path in upstream.paths() if path.endswith(".whl")]
     for tool in ("pip", "uv"):
         assert installed(clients, there, lock, tool) == ["six-3.0.dist-info"]
         assert installed(clients, here, lock, tool) == ["six-3.0.dist-info"]
