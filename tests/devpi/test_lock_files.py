@@ -87,7 +87,7 @@ def test_pylock_has_size_and_time_as_one_made_directly(
     def without_urls(lock: dict[str, Any]) -> dict[str, Any]:
         for package in lock["packages"]:
             package.pop("index", None)
-            assert all([file.pop("url") for file in package["wheels"]])
+            assert all(file.pop("url") for file in package["wheels"])
         return lock
 
     (file,) = here["packages"][0]["wheels"]
