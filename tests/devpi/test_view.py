@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import io
 import time
 import zipfile
@@ -188,7 +189,13 @@ def test_page_of_uploads_of_before_the_plugin_tells_the_same(start_devpi: Callab
     after = devpi.get("/root/dev/+simple/six/").json()
     assert before["files"][0] in after["files"]
     assert len(after["files"]) == 2
+    # And the way back.
     devpi.stop()
+    plain.start()
+    back = plain.get("/root/dev/+simple/six/").json()["files"]
+    kept = ("filename", "url", "hashes", "requires-python")
+    assert back == [{key: file[key] for key in kept if key in file} for file in after["files"]]
+    plain.stop()
 
 
 # ---- fresh, and cheap ------------------------------------------------------------------------------------------
@@ -342,20 +349,26 @@ def test_format_is_the_one_that_is_asked_for(
 def test_who_says_nothing_of_gzip_gets_none(devpi: Devpi, upstream: Upstream, name: str) -> None:
     upstream.page("six", [upstream.file(f"six-1.{n}.zip", b"%d" % n) for n in range(40)])
     devpi.mirror(f"root/{name}", upstream)
-    bodies = []
+    where = f"/root/{name}/+simple/six/"
     for agent in ("pip/1", BROWSER):
-        for headers in ({"Accept-Encoding": None}, {"Accept-Encoding": "gzip"}):
-            got = requests.get(
-                f"{devpi.url}/root/{name}/+simple/six/",
-                headers={**headers, "User-Agent": agent, "Accept": "text/html"},
-                stream=True,
-                timeout=LONG,
-            )
-            body = got.raw.read(decode_content=False)
-            assert ("Content-Encoding" in got.headers) == bool(headers["Accept-Encoding"])
-            bodies.append(gzip.decompress(body) if headers["Accept-Encoding"] else body)
-    assert bodies[0] == bodies[1]
-    assert bodies[2] == bodies[3]
+        bodies = []
+        for encodings in (None, "identity", "gzip;q=0", "br, gzip"):
+            # Other clients put in a header of their own.
+            connection = http.client.HTTPConnection("127.0.0.1", devpi.port, timeout=LONG)
+            connection.putrequest("GET", where, skip_accept_encoding=True)
+            headers = {"User-Agent": agent, "Accept": "text/html", "Accept-Encoding": encodings}
+            for key, value in headers.items():
+                if value is not None:
+                    connection.putheader(key, value)
+            connection.endheaders()
+            got = connection.getresponse()
+            body = got.read()
+            is_packed = got.headers["Content-Encoding"] == "gzip"
+            assert is_packed == (encodings == "br, gzip")
+            bodies.append(gzip.decompress(body) if is_packed else body)
+            connection.close()
+        assert bodies[0].startswith(b"<!DOCTYPE")
+        assert bodies == bodies[:1] * 4
 
 
 def test_people_get_the_newest_first_and_a_button(devpi: Devpi, upstream: Upstream, name: str) -> None:
