@@ -383,6 +383,55 @@ def test_people_get_the_newest_first_and_a_button(devpi: Devpi, upstream: Upstre
     assert "form" not in devpi.get(f"/root/{name}/+simple/six/", accept="text/html").text
 
 
+def test_button_asks_the_mirrors_that_count_and_loses_nothing(devpi: Devpi, upstream: Upstream, order: str) -> None:
+    page = f"/{order}/+simple/six/"
+
+    def press() -> requests.Response:
+        return requests.post(f"{devpi.url}{page}refresh", timeout=LONG, allow_redirects=False)
+
+    both = ["six-3.0.0.zip", "six-3.0.1.zip"]
+    assert names(devpi.get(page)) == both
+    has = upstream.answer["/two/six/"]
+    for status in (503, 404):
+        upstream.answer["/two/six/"] = status, {}, b""
+        pressed = press()
+        assert (pressed.status_code, f"The upstream of {order}-two gives no page" in pressed.text) == (424, True)
+        assert names(devpi.get(page)) == both
+    upstream.answer["/two/six/"] = has
+    # Nobody outside is asked for the name of an upload.
+    upload(devpi, order, "mine-9.0.zip", b"private")
+    before = len(upstream.asked)
+    private = f"/{order}/+simple/mine/"
+    pressed = requests.post(f"{devpi.url}{private}refresh", timeout=LONG, allow_redirects=False)
+    assert (pressed.status_code, pressed.headers["Location"]) == (302, private)
+    shown = devpi.get(private, accept="text/html", **{"User-Agent": BROWSER}).text
+    assert "form" not in shown
+    assert f"no releases from <strong>{order}-two" in shown
+    assert len(upstream.asked) == before
+
+
+def test_button_leads_back_where_one_mirror_has_it_not(devpi: Devpi, upstream: Upstream, order: str) -> None:
+    upstream.answer["/one/six/"] = 404, {}, b""
+    page = f"/{order}/+simple/six/"
+    devpi.declare(f"{order}-one", mirror_no_project_list=False)
+    shown = devpi.get(page, accept="text/html", **{"User-Agent": BROWSER}).text
+    assert '<input name="refresh" type="submit" value="Refresh mirror links">' in shown
+    before = upstream.paths()
+    pressed = requests.post(f"{devpi.url}{page}refresh", timeout=LONG, allow_redirects=False)
+    assert (pressed.status_code, pressed.headers["Location"]) == (302, page)
+    assert upstream.paths()[len(before) :] == ["/one/six/", "/two/six/"]
+
+
+def test_urls_lead_to_files_from_wherever_devpi_has_the_page(devpi: Devpi, upstream: Upstream, order: str) -> None:
+    upload(devpi, f"{order}", "own-1.0.zip", b"own")
+    for project, content in (("six", b"one"), ("own", b"own")):
+        for page in (f"+simple/{project}/", f"+simple/{project}", f"{project}/", project):
+            for accept in (JSON, "text/html"):
+                got = devpi.get(f"/{order}/{page}", accept=accept)
+                url = got.json()["files"][0]["url"] if accept == JSON else got.text.split('href="')[1].split('"')[0]
+                assert devpi.get(urljoin(f"/{order}/{page}", url)).content == content, (page, accept)
+
+
 def test_project_that_nobody_has_is_404(devpi: Devpi, upstream: Upstream, name: str) -> None:
     devpi.mirror(f"root/{name}", upstream)
     devpi.declare(f"root/{name}-dev", type="stage", bases=[f"root/{name}"])

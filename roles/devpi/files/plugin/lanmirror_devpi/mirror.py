@@ -438,8 +438,13 @@ def known_here(stage: Any, project: Any) -> Known | None:
     return None
 
 
-def get(stage: Any, project: Any) -> tuple[Known, bool]:
+def get(stage: Any, project: Any, *, again: bool = False) -> tuple[Known, bool]:
     """Return the page of a project in a mirror, and whether it is older than it should be.
+
+    Args:
+        stage: The mirror.
+        project: Its name.
+        again: Ask the upstream, however young the known page is.
 
     Raises:
         stage.UpstreamNotFoundError: The upstream has no such project.
@@ -447,12 +452,12 @@ def get(stage: Any, project: Any) -> tuple[Known, bool]:
     """
     while True:
         try:
-            return get_once(stage, project)
+            return get_once(stage, project, again=again)
         except AgainError:
             stage.keyfs.restart_read_transaction()
 
 
-def get_once(stage: Any, project: Any) -> tuple[Known, bool]:
+def get_once(stage: Any, project: Any, *, again: bool) -> tuple[Known, bool]:
     """Return the page of a project, as `get`; AgainError where another request stored it meanwhile."""
     asker: Asker = stage.xom.lanmirror_asker
     project = normalize_name(project)
@@ -461,8 +466,10 @@ def get_once(stage: Any, project: Any) -> tuple[Known, bool]:
         # This request may have waited for its turn since its transaction began.
         stage.keyfs.restart_read_transaction()
     known, times = known_here(stage, project), stage.cache_retrieve_times
-    fresh = not times.is_expired(project, stage.cache_expiry) and times.mark(project) == (
-        known.mark if known else MISSING
+    fresh = (
+        not again
+        and not times.is_expired(project, stage.cache_expiry)
+        and times.mark(project) == (known.mark if known else MISSING)
     )
     missing = known is None and times.mark(project) == MISSING
     if fresh and missing:

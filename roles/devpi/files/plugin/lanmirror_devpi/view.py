@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import escape
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -25,10 +26,11 @@ from devpi_server import views
 from pyramid.response import Response
 
 from lanmirror_devpi import bases, mirror, uploaded
+from lanmirror_devpi.answers import later
 from lanmirror_devpi.kept import Kept, packed
 from lanmirror_devpi.page import File, Page, belongs
 from lanmirror_devpi.replace import replace
-from lanmirror_devpi.tween import takes_gzip
+from lanmirror_devpi.tween import Redirect, takes_gzip
 
 JSON = "application/vnd.pypi.simple.v1+json"
 HTML = "application/vnd.pypi.simple.v1+html"
@@ -165,7 +167,7 @@ def way_up(page: str, own: str) -> Callable[[str], str]:
 
     def way(index: str) -> str:
         if index == own:
-            return up.removesuffix("/")
+            return up.removesuffix("/") or "."
         if index.startswith(f"{user}/"):
             return f"{up}../{index.partition('/')[2]}"
         return f"{up}../../{index}"
@@ -249,20 +251,25 @@ class Pages:
 
     @staticmethod
     def _for_people(view: Any, stage: Any, project: Any, sources: Sequence[Source]) -> bytes:
-        """Return the page with the button and the note of devpi's (views.PyPIView._simple_list_project)."""
+        """Return the page with the button and the note of devpi's (views.PyPIView._simple_list_project).
+
+        devpi asks each mirror for them whether it has the project; here, nobody is asked for a page again.
+        """
         files, told = merged(project, [(source.index, source.page()[0]) for source in sources])
         title = f"{stage.name}: links for {project}"
         page = in_html(title, newest_first(files), told, view_way(view, stage))
-        about = stage.get_mirror_whitelist_info(project)
+        counting = {base.name for base in bases.counting(stage, project)}
+        mirrors = [base.name for base in stage.sro() if base.ixconfig["type"] == "mirror"]
         more = ""
-        if about["has_mirror_base"]:
+        if counting.intersection(mirrors):
             label = "Refresh" if stage.ixconfig["type"] == "mirror" else "Refresh mirror links"
             more += f'<form action="refresh" method="post"><input name="refresh" type="submit" value="{label}"></form>'
-        if about["blocked_by_mirror_whitelist"]:
-            more += (
-                "<p><strong>INFO:</strong> Because this project isn't in the <code>mirror_whitelist</code>, "
-                f"no releases from <strong>{about['blocked_by_mirror_whitelist']}</strong> are included.</p>"
-            )
+        for index in mirrors:
+            if index not in counting:
+                more += (
+                    "<p><strong>INFO:</strong> Because this project isn't in the <code>mirror_whitelist</code>, "
+                    f"no releases from <strong>{index}</strong> are included.</p>"
+                )
         return page.replace("</h1>\n", f"</h1>\n{more}", 1).encode(errors="xmlcharrefreplace")
 
 
@@ -282,8 +289,28 @@ def view_way(view: Any, stage: Any) -> Callable[[str], str]:
     return way_up(view.request.path_info, stage.name)
 
 
+def asked_again(xom: Any, mirrors: Sequence[str], project: Any, page: str) -> Response:
+    """Ask the upstreams of mirrors for a project, and lead back to its page; 424 where one gives none."""
+    silent = []
+    for index in mirrors:
+        with xom.keyfs.read_transaction():
+            stage = xom.model.getstage(*index.split("/"))
+            try:
+                _, is_old = mirror.get(stage, project, again=True)
+            except stage.UpstreamNotFoundError:
+                continue
+            except stage.UpstreamError:
+                is_old = True
+            if is_old:
+                silent.append(index)
+    if silent:
+        said = f"The upstream of {', '.join(silent)} gives no page of {project} now. What is known of it stays.\n"
+        return Response(said, status=HTTPStatus.FAILED_DEPENDENCY, content_type="text/plain", charset="utf-8")
+    return Redirect(status=HTTPStatus.FOUND, location=page)
+
+
 def install(xom: Any) -> None:
-    """Replace devpi's page of a project, and its choice of the format, which is also that of other pages."""
+    """Replace devpi's page of a project, the button on it, and its choice of the format (other pages' as well)."""
     xom.lanmirror_pages = pages = Pages()
 
     def simple_list_project(self: Any) -> Any:
@@ -291,9 +318,21 @@ def install(xom: Any) -> None:
         views.abort_if_invalid_project(self.request, self.request.matchdict["project"])
         return pages.answer(self)
 
+    def simple_refresh(self: Any) -> Any:
+        """Ask the mirrors that count for a project anew: devpi forgets it first, and asks them for private names.
+
+        Not in devpi's transaction, for which each upload waits.
+        """
+        views.abort_if_invalid_project(self.request, self.request.matchdict["project"])
+        stage, project = self.context.stage, self.context.project
+        mirrors = [base.name for base in bases.counting(stage, project) if base.ixconfig["type"] == "mirror"]
+        page = self.request.path_info.rstrip("/").removesuffix("refresh")
+        return later(lambda: asked_again(xom, mirrors, project, page))
+
     def _select_simple_content_type(request: Any) -> str:
         """Return the format of an answer: devpi knows these two."""
         return JSON if content_type_of(request.accept) == JSON else "text/html"
 
     replace(views.PyPIView, "simple_list_project", simple_list_project)
+    replace(views.PyPIView, "simple_refresh", simple_refresh)
     replace(views, "_select_simple_content_type", _select_simple_content_type)
