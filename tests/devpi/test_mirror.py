@@ -324,8 +324,15 @@ def test_flat_upstream_has_pages_with_all_that_it_tells(devpi: Devpi, upstream: 
     assert files["lab_flat-1.0-py3-none-any.whl"]["hashes"] == {"sha256": "a" * 64}
     assert files["lab_flat-1.1-py3-none-any.whl"]["yanked"] == "broken"
     assert names(devpi.get(f"/root/{name}/+simple/lab-other/")) == ["lab_other-3.0-py3-none-any.whl"]
-    assert devpi.get(f"/root/{name}/+simple/lab/").status_code == 404
+    # The page of a moment ago was enough. For what is not on it, a new one is asked for.
     assert upstream.paths() == ["/wheels/"]
+    assert devpi.get(f"/root/{name}/+simple/lab/").status_code == 404
+    assert upstream.paths() == ["/wheels/"] * 2
+    status, headers, body = upstream.answer["/wheels/"]  # type: ignore[misc]
+    upstream.answer["/wheels/"] = status, {**headers, "ETag": '"new"'}, body + b'<a href="lab_new-1.0.zip">x</a>'
+    assert names(devpi.get(f"/root/{name}/+simple/lab-new/")) == ["lab_new-1.0.zip"]
+    assert devpi.get(f"/root/{name}/+simple/lab-newer/").status_code == 404
+    assert [asked.get("If-None-Match") for _, _, asked in upstream.asked] == [None, None, None, '"new"']
 
 
 def test_page_is_fetched_compressed(devpi: Devpi, upstream: Upstream, name: str) -> None:

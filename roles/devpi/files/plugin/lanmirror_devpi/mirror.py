@@ -24,6 +24,7 @@ from base64 import b64decode, b64encode
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,8 +49,8 @@ MAX_PAGE = 128 << 20
 ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.01"
 # Where the page stands in the value that devpi has for it.
 FIELD = "lanmirror"
-# The page of all files of a flat upstream is parsed for each project; it is asked for once in so many seconds.
-FLAT_SECONDS = 60.0
+# How long ago the page of all files of a flat upstream may have been asked for, seconds, to give the page of a project.
+FLAT_SECONDS = 5.0
 # Digits of a mark.
 MARK = 24
 # The mark of a page that devpi stored before there was this plugin.
@@ -118,6 +119,18 @@ class Reply:
     devpi_serial: int = -1
 
 
+@dataclass(frozen=True)
+class FlatPage:
+    """The page of a flat upstream: when it was asked for (time.monotonic()), for which index, and the answer."""
+
+    at: float
+    source: str
+    url: str
+    content_type: str
+    body: bytes
+    validators: dict[str, str]
+
+
 @dataclass
 class Flight:
     """A request that is under way; `reply` is there when `read` is set, and stored when `ended` is."""
@@ -159,7 +172,7 @@ class Asker:
         self._flights: dict[tuple[str, str], Flight] = {}
         self._ended: Counter[tuple[str, str]] = Counter()
         self._silent: dict[str, float] = {}
-        self._flat: dict[str, tuple[float, str, str, bytes]] = {}
+        self._flat: dict[str, FlatPage] = {}
         self._flat_locks: dict[str, threading.Lock] = {}
 
     # ---- what is known -------------------------------------------------------------------------------------
@@ -292,34 +305,29 @@ class Asker:
     def _from_upstream(self, stage: Any, question: Question) -> Reply:
         known = question.known
         if question.flat:
-            url, content_type, body = self._flat_page(stage, question)
-            etag, serial = "", -1
-        else:
-            asking = {"Accept": ACCEPT}
-            if known and known.etag:
-                asking["If-None-Match"] = known.etag
-            status, answer, url, body = self._get(stage, f"{question.source}{question.project}/", asking, stage.timeout)
-            if status == HTTPStatus.NOT_MODIFIED and known:
-                return Reply(known)
-            gone = status == HTTPStatus.FORBIDDEN and self._has_only_refused_this(stage, question)
-            if gone or status == HTTPStatus.NOT_FOUND:
-                return Reply()
-            if status != HTTPStatus.OK:
-                raise AnswerError(f"{status} status")
-            if normalize_name(urlsplit(url).path.rstrip("/").rpartition("/")[2]) != question.project:
-                raise AnswerError("it leads to the page of another project")
-            content_type, etag = answer.get("Content-Type", ""), answer.get("ETag", "")
-            serial = serial_of(answer.get("X-PYPI-LAST-SERIAL"), question)
+            return self._from_flat(stage, question)
+        asking = {"Accept": ACCEPT}
+        if known and known.etag:
+            asking["If-None-Match"] = known.etag
+        status, answer, url, body = self._get(stage, f"{question.source}{question.project}/", asking, stage.timeout)
+        if status == HTTPStatus.NOT_MODIFIED and known:
+            return Reply(known)
+        gone = status == HTTPStatus.FORBIDDEN and self._has_only_refused_this(stage, question)
+        if gone or status == HTTPStatus.NOT_FOUND:
+            return Reply()
+        if status != HTTPStatus.OK:
+            raise AnswerError(f"{status} status")
+        if normalize_name(urlsplit(url).path.rstrip("/").rpartition("/")[2]) != question.project:
+            raise AnswerError("it leads to the page of another project")
+        content_type, etag = answer.get("Content-Type", ""), answer.get("ETag", "")
+        serial = serial_of(answer.get("X-PYPI-LAST-SERIAL"), question)
         try:
-            found = page.parse(question.project, url, content_type, body, flat=question.flat)
+            found = page.parse(question.project, url, content_type, body)
         except page.PageError as error:
             raise AnswerError(str(error)) from error
-        if not found.files and question.flat:
-            return Reply()
         if not found.files and not may_be_empty(found, question, content_type):
             raise AnswerError("its page has no files")
-        packed = page.dump(found)
-        return Reply(Known(packed, hashlib.sha256(packed).hexdigest()[:MARK], question.source, etag, serial))
+        return Reply(known_of(found, question, etag, serial))
 
     def _has_only_refused_this(self, stage: Any, question: Question) -> bool:
         """Return whether a 403 means that the upstream has no such project, as object stores say it.
@@ -336,18 +344,42 @@ class Asker:
         status, *_ = self._get(stage, url, {"Accept": ACCEPT, "Range": "bytes=0-0"}, stage.timeout, body=False)
         return status in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_FOUND}
 
-    def _flat_page(self, stage: Any, question: Question) -> tuple[str, str, bytes]:
+    def _from_flat(self, stage: Any, question: Question) -> Reply:
+        began = time.monotonic()
+        # A page of a moment ago is new enough for what is on it: an installer asks for many projects at a time.
+        for newer_than in (began - FLAT_SECONDS, began):
+            flat = self._flat_page(stage, question, newer_than)
+            try:
+                found = page.parse(question.project, flat.url, flat.content_type, flat.body, flat=True)
+            except page.PageError as error:
+                raise AnswerError(str(error)) from error
+            if found.files:
+                return Reply(known_of(found, question, "", -1))
+        return Reply()
+
+    def _flat_page(self, stage: Any, question: Question, newer_than: float) -> FlatPage:
+        """Return the page of all files, fetched after a time of time.monotonic()."""
         with self._lock:
             lock = self._flat_locks.setdefault(question.index, threading.Lock())
         with lock:
-            at, url, content_type, body = self._flat.get(question.index, (-FLAT_SECONDS, "", "", b""))
-            if time.monotonic() - at >= FLAT_SECONDS or not url.startswith(question.source.rstrip("/")):
-                status, answer, url, body = self._get(stage, question.source, {"Accept": ACCEPT}, stage.timeout)
-                if status != HTTPStatus.OK:
-                    raise AnswerError(f"{status} status")
-                content_type = answer.get("Content-Type", "")
-                self._flat[question.index] = time.monotonic(), url, content_type, body
-            return url, content_type, body
+            kept = self._flat.get(question.index)
+            if kept and kept.source != question.source:
+                kept = None
+            if kept and kept.at > newer_than:
+                return kept
+            asked = time.monotonic()
+            headers = {"Accept": ACCEPT, **(kept.validators if kept else {})}
+            status, answer, url, body = self._get(stage, question.source, headers, stage.timeout)
+            if kept and status == HTTPStatus.NOT_MODIFIED:
+                flat = replaced(kept, at=asked)
+            elif status == HTTPStatus.OK:
+                told = {"If-None-Match": answer.get("ETag"), "If-Modified-Since": answer.get("Last-Modified")}
+                validators = {name: value for name, value in told.items() if value}
+                flat = FlatPage(asked, question.source, url, answer.get("Content-Type", ""), body, validators)
+            else:
+                raise AnswerError(f"{status} status")
+            self._flat[question.index] = flat
+            return flat
 
     def _get(
         self, stage: Any, url: str, headers: dict[str, str], timeout: float, *, body: bool = True
@@ -369,6 +401,12 @@ class Asker:
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             threadlog.warn("%s: %s: %s", re.sub(r"//[^/@]*@", "//", url), type(error).__name__, error)
             raise AnswerError("it cannot be reached") from error
+
+
+def known_of(found: page.Page, question: Question, etag: str, serial: int) -> Known:
+    """Return a page that came as it is stored."""
+    packed = page.dump(found)
+    return Known(packed, hashlib.sha256(packed).hexdigest()[:MARK], question.source, etag, serial)
 
 
 def serial_of(header: str | None, question: Question) -> int:
