@@ -172,7 +172,7 @@ def site_files(folder: Path, **variables: Any) -> dict[str, str]:
         "conf.d/lanmirror.conf": render("nginx", "lanmirror.conf.j2", **variables),
         **{
             f"lanmirror/{name}": render("nginx", f"{name}.j2", **variables)
-            for name in ("server.conf", "log.conf", "inner.conf")
+            for name in ("server.conf", "proxies.conf", "log.conf", "inner.conf", "listen.conf")
         },
         "lanmirror/devpi/http.conf": render("devpi", "devpi-http.conf.j2", **variables),
         "lanmirror/devpi/locations.conf": render("devpi", "devpi-locations.conf.j2", **variables),
@@ -185,7 +185,7 @@ def site_files(folder: Path, **variables: Any) -> dict[str, str]:
         "/run/nginx.pid": f"{folder}/nginx.pid",
         "/run/devpi-watch": f"{folder}/watch",
         # In memory here too.
-        "/run/lanmirror-devpi-near": "/dev/shm/lanmirror-bench-near",
+        "/run/lanmirror-devpi-memory": "/dev/shm/lanmirror-bench-memory",
     }
     for old, new in moved.items():
         files = {name: text.replace(old, new) for name, text in files.items()}

@@ -40,8 +40,8 @@ CHOICES = {
 TRUE = {"true", "t", "yes", "y", "on", "1"}
 FALSE = {"false", "f", "no", "n", "off", "0"}
 PYTHON = (3, 11)
-# Ports on the loopback address: devpi's own and three of Nginx's. Each peer has one more.
-PORTS = 4
+# Ports on the loopback address: devpi's own, and Nginx's for its steps. Each peer has one more, from the fifth on.
+PORTS, FIRST_PEER = 2, 4
 
 # Scheme, host (name, IPv4, or IPv6 in brackets), maybe a port and a path; no user, no password, no query.
 _SITE = r"([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~%/+-]*)?"
@@ -267,7 +267,7 @@ def _of_ports(given: Mapping[str, Any], right: set[str]) -> Iterator[tuple[str, 
     """Yield a port that leaves no room for those after it."""
     peers = given["devpi_peers"]
     if "devpi_port" in right and isinstance(peers, list):
-        first, needed = _number(given["devpi_port"]) or 0, PORTS + len(peers)
+        first, needed = _number(given["devpi_port"]) or 0, FIRST_PEER + len(peers)
         last = 65536 - needed
         if first > last:
             yield (
@@ -278,16 +278,16 @@ def _of_ports(given: Mapping[str, Any], right: set[str]) -> Iterator[tuple[str, 
 
 def devpi_ports(first: int, peers: int) -> list[Settings]:
     """Return the ports that the cache needs, in the words of role nginx's entry point `ports`."""
-    last = first + PORTS + peers - 1
+    ports = [*range(first, first + PORTS), *range(first + FIRST_PEER, first + FIRST_PEER + peers)]
     return [
         {
             "port": port,
             "addresses": ["127.0.0.1"],
             "unit": "devpi.service" if port == first else "nginx.service",
             "variable": "devpi_port",
-            "note": f"The cache needs the ports {first} to {last} of the loopback address.",
+            "note": f"The cache needs these ports of the loopback address: {', '.join(map(str, ports))}.",
         }
-        for port in range(first, last + 1)
+        for port in ports
     ]
 
 

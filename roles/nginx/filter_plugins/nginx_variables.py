@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 # The least and the most that each number may be.
@@ -43,6 +43,19 @@ def bad_names(names: Sequence[Any]) -> list[str]:
         return True
 
     return [name for name in map(str, names) if not is_name(name)]
+
+
+def bad_networks(networks: Sequence[Any]) -> list[str]:
+    """Return those that are neither an address nor a network, written as Nginx takes it."""
+
+    def is_network(text: str) -> bool:
+        try:
+            ip_network(text)
+        except ValueError:
+            return False
+        return not re.search(r"/.*\.", text)
+
+    return [network for network in map(str, networks) if not is_network(network)]
 
 
 def _number(value: Any) -> int | None:
@@ -81,6 +94,19 @@ def _of_types(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 f"""{name} has "{'", "'.join(bad)}", which is neither a host name nor an address; allowed are """
                 'names such as mirror.lab.lan and 192.0.2.10, without scheme, port or "*"',
             )
+    proxies = given["nginx_trusted_proxies"]
+    if isinstance(proxies, str) or not isinstance(proxies, Sequence):
+        yield (
+            "nginx_trusted_proxies",
+            f"nginx_trusted_proxies is {_shown(proxies)}: it must be a list, for example [192.0.2.7, 10.0.0.0/24]; an "
+            "INI inventory cannot give one",
+        )
+    elif bad := bad_networks(proxies):
+        yield (
+            "nginx_trusted_proxies",
+            f"""nginx_trusted_proxies has "{'", "'.join(bad)}", which is neither an address nor a network; allowed are """
+            "such as 192.0.2.7, 10.0.0.0/24 and 2001:db8::/32, without host bits",
+        )
     for name in TEXTS:
         if not isinstance(given[name], str):
             yield name, f"{name} is {_shown(given[name])}: it must be a text"
