@@ -185,7 +185,7 @@ def site_files(folder: Path, **variables: Any) -> dict[str, str]:
         "/run/nginx.pid": f"{folder}/nginx.pid",
         "/run/devpi-watch": f"{folder}/watch",
         # In memory here too.
-        "/run/lanmirror-devpi-memory": "/dev/shm/lanmirror-bench-memory",
+        "/run/lanmirror_pages": "/dev/shm/lanmirror-bench-memory",
     }
     for old, new in moved.items():
         files = {name: text.replace(old, new) for name, text in files.items()}

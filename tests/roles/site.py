@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from bench.pypi.servers import site_files, temporary
 from tests.roles.render import render
@@ -82,6 +83,11 @@ class Devpi:
         """Have a page."""
         self.says[path] = 200, {"Content-Type": JSON, "Cache-Control": cache, **headers}, body
 
+    def said(self, path: str) -> Said | Callable[[Handler, Asked], Said | None]:
+        """Return what there is to say to a path, however its characters are escaped."""
+        known = {unquote(name): said for name, said in self.says.items()}
+        return known.get(unquote(path.partition("?")[0]), (404, {"Content-Type": "text/plain"}, b"devpi: no\n"))
+
     def paths(self, path: str = "") -> list[str]:
         """Return the paths that were asked for so far, or how often one was."""
         return [asked.path for asked in self.asked if path in {"", asked.path}]
@@ -113,7 +119,7 @@ class Devpi:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 asked = Asked(self.command, self.path, headers, body)
                 ours.asked.append(asked)
-                said = ours.says.get(self.path.partition("?")[0], (404, {"Content-Type": "text/plain"}, b"devpi: no\n"))
+                said = ours.said(self.path)
                 done = said(self, asked) if callable(said) else said
                 if done is None:
                     return

@@ -350,8 +350,6 @@ def test_each_folder_that_is_written_to_is_watched_and_a_missing_one_by_its_pare
     assert [str(folder.path) for folder in read.folders] == [
         "/var/lib/devpi",
         "/var/cache/lanmirror-devpi",
-        "/run/lanmirror-devpi-near",
-        "/var/lib/nginx",
         "/tmp",
         "/var/log/nginx",
         "/var/lib/devpi-watch",

@@ -61,7 +61,7 @@ def downloads(upstream: Any, name: str) -> int:
 
 def forget(server: Any) -> None:
     """Take from Nginx the pages that it keeps, and from devpi their age."""
-    run(server, "systemctl stop nginx && rm -rf /var/cache/lanmirror-devpi/kept /run/lanmirror-devpi-near")
+    run(server, "systemctl stop nginx && rm -rf /var/cache/lanmirror-devpi/kept /run/lanmirror_pages/*")
     run(server, "systemctl restart devpi && systemctl start nginx")
     wait("devpi", 60, lambda: answers(DEVPI))
 

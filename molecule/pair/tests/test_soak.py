@@ -189,7 +189,7 @@ def test_one_request_is_made_for_all_clients_of_a_page(index: str, way_out: WayO
     assert len(set(answered)) == 1
     assert devpi_was_asked("platformdirs") == 1
     # As after a pause: Nginx has no page in memory, and all of them on its disk.
-    on(SERVER, "systemctl stop nginx && rm -r /run/lanmirror-devpi-near && systemctl start nginx")
+    on(SERVER, "systemctl stop nginx && rm -r /run/lanmirror_pages/* && systemctl start nginx")
     assert at_once(index, "platformdirs") == answered
     assert devpi_was_asked("platformdirs") == 1
 

@@ -150,10 +150,15 @@ def factory(handler: Callable[[Any], Any], registry: Any) -> Callable[[Any], Any
 
 
 def may_upload(context: Any, request: Any) -> Response:
-    """Return whether who asks may upload to an index, before any body is read: 204, or 401, or 403."""
+    """Return whether who asks may upload to an index, before any body is read: 204, or 401, or 403.
+
+    Where nobody may, since it is a mirror or no index, `X-Lanmirror-Status` is 404.
+    """
     permission = request.params.get("permission", "upload")
     stage = context.model.getstage(context.username, context.index)
-    if stage is not None and permission in UPLOADS and request.has_permission(permission):
+    if stage is None or stage.ixconfig["type"] == "mirror":
+        return Response(status=HTTPStatus.FORBIDDEN, headers={"X-Lanmirror-Status": str(int(HTTPStatus.NOT_FOUND))})
+    if permission in UPLOADS and request.has_permission(permission):
         return Response(status=HTTPStatus.NO_CONTENT)
     if request.authenticated_userid:
         return Response(status=HTTPStatus.FORBIDDEN)
