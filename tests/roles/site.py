@@ -24,7 +24,7 @@ NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 JSON = "application/vnd.pypi.simple.v1+json"
 KEPT = "s-maxage=60, stale-while-revalidate=3600, stale-if-error=1296000"
 # Of `devpi_indexes`: what is no mirror is an index that packages are uploaded to.
-INDEXES = {
+INDEXES: dict[str, dict[str, Any]] = {
     "root/pypi": {"type": "mirror"},
     "lab/dev": {"type": "stage", "bases": ["root/pypi"]},
 }
@@ -173,7 +173,7 @@ class Site:
     port: int
     devpi: Devpi
 
-    def ask(self, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
+    def ask(self, path: str, method: str = "GET", body: bytes | str | None = None, **headers: str) -> Answer:
         """Ask the site as pip does; names of headers with `_` for `-`."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         given = {"Host": "mirror.lan", "User-Agent": "pip/26", "Accept": JSON, "Accept-Encoding": "gzip"}
@@ -237,9 +237,8 @@ def site(folder: Path, *, wrap: tuple[str, ...] = (), **variables: Any) -> Itera
         vhost = render("nginx", "vhost.conf.j2", nginx_site_name="devpi", nginx_site_server_names=names, **given)
         files["lanmirror/devpi/vhost.conf"] = vhost.replace("/etc/nginx/lanmirror", f"{folder}/lanmirror")
     for name, text in files.items():
-        user = "root" if os.geteuid() == 0 else ""
-        text = text.replace("user www-data;", f"user {user};" if user else "")
-        (folder / name).write_text(text.replace("/var/www/lanmirror", f"{folder}/portal"))
+        ours = text.replace("user www-data;", "user root;" if os.geteuid() == 0 else "")
+        (folder / name).write_text(ours.replace("/var/www/lanmirror", f"{folder}/portal"))
     (folder / "conf.d/temporary.conf").write_text(temporary(folder))
     (folder / "portal/index.html").write_text("the portal\n")
     devpi = Devpi(first)
@@ -260,5 +259,3 @@ def site(folder: Path, *, wrap: tuple[str, ...] = (), **variables: Any) -> Itera
         server.terminate()
         server.wait(20)
         devpi.stop()
-
-

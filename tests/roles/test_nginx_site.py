@@ -8,12 +8,14 @@ import http.client
 import os
 import random
 import re
+import select
 import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.skipif(NGINX is None, reason="there is no Nginx here: a
 PAGE, STAGE = "/root/pypi/+simple/{}/", "/lab/dev/+simple/{}/"
 FILE = "/root/pypi/+f/abc/def0123456789/{}"
 BASIC = "Basic " + base64.b64encode(b"alice:a guess").decode()
-BROWSER = {"User_Agent": "Mozilla/5.0", "Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+BROWSER: dict[str, Any] = {"User_Agent": "Mozilla/5.0", "Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 UPLOAD = "multipart/form-data; boundary=x"
 MIB = 1 << 20
 
@@ -185,11 +187,17 @@ def test_refusal_is_devpis_own_and_kept_for_seconds_alone(ours: Site, name: str,
     answers = [ours.ask(PAGE.format(name)) for _ in range(2)]
     assert [(answer.status, answer.body) for answer in answers] == [(status, text)] * 2
     assert answers[1]["X-Cache-Status"] == ("HIT" if status < 500 else "MISS")
-    kept = [file for file in (ours.folder / "cache/kept").rglob("*") if file.is_file() and name.encode() in file.read_bytes()]
+    kept = [
+        file
+        for file in (ours.folder / "cache/kept").rglob("*")
+        if file.is_file() and name.encode() in file.read_bytes()
+    ]
     assert len(kept) == (status == 404)
 
 
-@pytest.mark.parametrize("path", [PAGE.format("Flask_SQLAlchemy"), STAGE.format("zope.thing"), "/root/pypi/+simple/idna"])
+@pytest.mark.parametrize(
+    "path", [PAGE.format("Flask_SQLAlchemy"), STAGE.format("zope.thing"), "/root/pypi/+simple/idna"]
+)
 @pytest.mark.parametrize("host", ["mirror.lan", "mirror.lan:8443", "pypi.lan", "[2001:db8::1]:80"])
 def test_redirect_is_a_path_under_any_name(ours: Site, path: str, host: str) -> None:
     ours.devpi.says[path] = 302, {"Location": "/root/pypi/+simple/flask-sqlalchemy/", "Cache-Control": "no-cache"}, b""
@@ -223,7 +231,9 @@ def test_page_of_another_index_is_asked_for_each_time(ours: Site, name: str) -> 
         assert answer["X-Cache-Status"] == ""
     ours.devpi.says.pop(path)
     assert ours.ask(path).status == 404
-    assert {(asked["User-Agent"], asked["Accept-Encoding"]) for asked in ours.devpi.asked} == {("pip/lanmirror", "gzip")}
+    assert {(asked["User-Agent"], asked["Accept-Encoding"]) for asked in ours.devpi.asked} == {
+        ("pip/lanmirror", "gzip")
+    }
 
 
 # ---- files ---------------------------------------------------------------------------------------------------
@@ -401,13 +411,13 @@ def test_slow_client_needs_no_disk(tmp_path: Path) -> None:
             first = client.recv(1000)
             time.sleep(0.5)
             lying = sum(
-                os.stat(f"/proc/{worker}/fd/{fd}").st_size
+                file.stat().st_size
                 for worker in workers(tmp_path)
-                for fd in os.listdir(f"/proc/{worker}/fd")
-                if "/proxy/" in os.readlink(f"/proc/{worker}/fd/{fd}")
+                for file in Path(f"/proc/{worker}/fd").iterdir()
+                if "/proxy/" in str(file.readlink())
             )
             assert (first[:12], lying) == (b"HTTP/1.1 200", 0)
-            rest = b"".join(iter(lambda client=client: client.recv(1 << 16), b""))
+            rest = b"".join(iter(partial(client.recv, 1 << 16), b""))
             assert (first + rest).endswith(body)
 
 
@@ -557,7 +567,7 @@ def test_nothing_large_is_taken_from_nobody(ours: Site, method: str, path: str, 
     assert [asked for asked in ours.devpi.asked if len(asked.body) > 1000] == []
 
 
-WAYS_IN: list[tuple[str, str, dict[str, str]]] = [
+WAYS_IN: list[tuple[str, str, dict[str, Any]]] = [
     (method, path, given)
     for given in ({"Authorization": BASIC}, {"X_Devpi_Auth": "YTpi"})
     for method, path in [
@@ -585,7 +595,7 @@ def test_one_limit_holds_for_every_way_in_together(tmp_path: Path) -> None:
     with site(tmp_path, devpi_server_names=["pypi.lan"]) as ours:
         ways = [("POST", "/+login", {}), *WAYS_IN] * 8
 
-        def guess(way: tuple[str, str, dict[str, str]]) -> int:
+        def guess(way: tuple[str, str, dict[str, Any]]) -> int:
             method, path, given = way
             browsing = BROWSER if "browsed" in path else {}
             if path == "/":
@@ -609,7 +619,7 @@ def test_one_limit_holds_for_every_way_in_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "given"), WAYS_IN)
-def test_limit_holds_for_each_way_in(ours: Site, method: str, path: str, given: dict[str, str]) -> None:
+def test_limit_holds_for_each_way_in(ours: Site, method: str, path: str, given: dict[str, Any]) -> None:
     """By what devpi is told: what reaches it with a password went through the location that has the limit."""
     more = {**given, **(BROWSER if "browsed" in path else {})}
     if path == "/":
@@ -621,31 +631,47 @@ def test_limit_holds_for_each_way_in(ours: Site, method: str, path: str, given: 
     assert "x-lanmirror-accel" not in asked.headers
 
 
+def turned_away(ours: Site, path: str, sent: int, refused: int, **headers: str) -> bool:
+    """Return whether so many of the requests that are sent at once are refused, while others may wait."""
+    lines = "".join(
+        f"{name}: {value}\r\n" for name, value in {"Host": "mirror.lan", "Content-Length": "0", **headers}.items()
+    )
+    clients = [socket.create_connection(("127.0.0.1", ours.port)) for _ in range(sent)]
+    for client in clients:
+        client.sendall(f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode())
+    left, got, until = clients, 0, time.monotonic() + 30
+    while got < refused and left and time.monotonic() < until:
+        for client in select.select(left, [], [], 1)[0]:
+            got += client.recv(100).startswith(b"HTTP/1.1 429 ")
+            left = [other for other in left if other is not client]
+    for client in clients:
+        client.close()
+    return got >= refused
+
+
 def test_logins_are_limited_most(tmp_path: Path) -> None:
     with site(tmp_path) as ours:
-        with ThreadPoolExecutor(20) as clients:
-            statuses = list(clients.map(lambda _: ours.ask("/+login", "POST", b"{}").status, range(20)))
-        assert statuses.count(429) >= 7
+        # One is let through, ten wait; the others are told at once.
+        assert turned_away(ours, "/+login", 20, 9)
         assert "devpi_login" in ours.errors
 
 
 @pytest.mark.parametrize("path", ["/root/pypi/+simple/six/refresh", "/root/pypi/+simple/six/refresh/"])
-def test_button_works_from_its_own_page_alone(ours: Site, path: str) -> None:
-    ours.devpi.says[path] = 302, {"Location": "http://mirror.lan/root/pypi/+simple/six/"}, b""
+def test_button_works_from_its_own_page_alone(tmp_path: Path, path: str) -> None:
+    with site(tmp_path) as ours:
+        ours.devpi.says[path] = 302, {"Location": "http://mirror.lan/root/pypi/+simple/six/"}, b""
 
-    def press(method: str = "POST", **headers: str) -> int:
-        return ours.ask(path, method, **headers).status
+        def press(method: str = "POST", **headers: str) -> int:
+            return ours.ask(path, method, **headers).status
 
-    assert press(Origin="http://mirror.lan") == 302
-    assert press(Origin="http://pypi.lan:8080", Host="pypi.lan:8080") == 302
-    asked = len(ours.devpi.asked)
-    for origin in ("http://evil.example", "https://mirror.lan", "http://mirror.lan:81", "null", ""):
-        assert press(Origin=origin) == 403, origin
-    assert press("GET", Origin="http://mirror.lan") == 403
-    assert len(ours.devpi.asked) == asked
-    with ThreadPoolExecutor(30) as clients:
-        statuses = set(clients.map(lambda _: press(Origin="http://mirror.lan"), range(30)))
-    assert statuses == {302, 429}
+        assert press(Origin="http://mirror.lan") == 302
+        assert press(Origin="http://pypi.lan:8080", Host="pypi.lan:8080") == 302
+        asked = len(ours.devpi.asked)
+        for origin in ("http://evil.example", "https://mirror.lan", "http://mirror.lan:81", "null", ""):
+            assert press(Origin=origin) == 403, origin
+        assert press("GET", Origin="http://mirror.lan") == 403
+        assert len(ours.devpi.asked) == asked
+        assert turned_away(ours, path, 30, 15, Origin="http://mirror.lan")
 
 
 # ---- people ----------------------------------------------------------------------------------------------------
@@ -681,7 +707,7 @@ def outside_url(ours: Site, **headers: str) -> str:
     return ours.devpi.asked[0]["X-outside-url"]
 
 
-FORWARDED = {
+FORWARDED: dict[str, Any] = {
     "X_Forwarded_Proto": "https",
     "X_Forwarded_Host": "pypi.example.org",
     "X_Forwarded_For": "192.0.2.55",
@@ -762,8 +788,10 @@ def test_full_disk_costs_speed_and_no_answer(tmp_path: Path, full: list[str]) ->
             assert (ours.ask(PAGE.format("no")).status, ours.ask(PAGE.format("missing")).status) == (404, 404)
         with ThreadPoolExecutor(16) as clients:
             answers = list(clients.map(lambda page: (page, ours.ask(PAGE.format(page))), list(pages) * 20))
-        assert {(answer.status, gzip.decompress(answer.body) == pages[page]) for page, answer in answers} == {(200, True)}
-        assert "No space left on device" in ours.errors
+        assert {(answer.status, gzip.decompress(answer.body) == pages[page]) for page, answer in answers} == {
+            (200, True)
+        }
+        assert re.search("No space left on device|has written only", ours.errors)
 
 
 @needs_root

@@ -25,12 +25,12 @@ def test_settings_of_our_servers_hold_for_no_other_site() -> None:
         assert setting in render("nginx", "server.conf.j2")
         assert setting not in main
     at_http = re.sub(r"\{[^{}]*\}", "", re.sub(r"(?s)server \{.*?\n\}", "", site))
-    assert set(re.findall(r"(?m)^\w+", at_http)) == {"map", "limit_conn_zone", "limit_req_zone", "include"}
+    assert set(re.findall(r"(?m)^\w+", at_http)) == {"geo", "map", "limit_conn_zone", "limit_req_zone", "include"}
 
 
 def test_names_at_the_level_of_http_have_our_prefixes() -> None:
     text = render("nginx", "lanmirror.conf.j2") + render("devpi", "devpi-http.conf.j2")
-    names = re.findall(r"(?m)^(?:map .* \$|upstream |log_format |split_clients \S+ \$)(\w+)", text)
+    names = re.findall(r"(?m)^(?:(?:map|geo) .* \$|upstream |log_format |split_clients \S+ \$)(\w+)", text)
     names += re.findall(r"(?:zone|keys_zone)=(\w+)", text)
     assert len(names) > 20
     assert [name for name in names if not name.startswith(("lanmirror_", "devpi_"))] == []

@@ -16,7 +16,7 @@ KNOWN: dict[str, Any] = {
     "nginx_site_name": "x",
     "__conda_mirror_data": {"metrics": ""},
     "__devpi_data": {"metrics": ""},
-    "__devpi_logs": {"files": []},
+    "__devpi_logs": {"files": [{"path": "/var/log/nginx/lanmirror-devpi.log"}]},
     "__devpi_files": {"files": []},
     "__devpi_tar": "/var/backups/devpi/x.tar",
 }
@@ -72,6 +72,7 @@ def test_diff_names_a_folder_that_goes_and_not_each_file_in_it(role: str) -> Non
 def test_all_units_of_devpi_are_stopped_before_they_go() -> None:
     templates = (ROOT / "roles/devpi/templates").iterdir()
     units = {path.stem for path in templates if path.stem.endswith((".service", ".timer"))}
+    units.add(str(evaluate("devpi", "{{ __devpi_memory_unit }}")))
     assert units == set(evaluate("devpi", "{{ __devpi_units }}"))
 
 

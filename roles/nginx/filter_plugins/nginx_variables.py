@@ -104,8 +104,8 @@ def _of_types(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     elif bad := bad_networks(proxies):
         yield (
             "nginx_trusted_proxies",
-            f"""nginx_trusted_proxies has "{'", "'.join(bad)}", which is neither an address nor a network; allowed are """
-            "such as 192.0.2.7, 10.0.0.0/24 and 2001:db8::/32, without host bits",
+            f"""nginx_trusted_proxies has "{'", "'.join(bad)}", which is neither an address nor a network; allowed """
+            "are 192.0.2.7, 10.0.0.0/24 and 2001:db8::/32, without host bits",
         )
     for name in TEXTS:
         if not isinstance(given[name], str):
