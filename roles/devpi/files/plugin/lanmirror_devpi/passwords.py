@@ -152,16 +152,17 @@ def factory(handler: Callable[[Any], Any], registry: Any) -> Callable[[Any], Any
 def may_upload(context: Any, request: Any) -> Response:
     """Return whether who asks may upload to an index, before any body is read: 204, or 401, or 403.
 
-    Where nobody may, since it is a mirror or no index, `X-Lanmirror-Status` is 404.
+    A user is told with `X-Lanmirror-Status: 404` where nobody may, since it is a mirror or no index.
     """
     permission = request.params.get("permission", "upload")
     stage = context.model.getstage(context.username, context.index)
-    if stage is None or stage.ixconfig["type"] == "mirror":
-        return Response(status=HTTPStatus.FORBIDDEN, headers={"X-Lanmirror-Status": str(int(HTTPStatus.NOT_FOUND))})
-    if permission in UPLOADS and request.has_permission(permission):
+    if stage is not None and permission in UPLOADS and request.has_permission(permission):
         return Response(status=HTTPStatus.NO_CONTENT)
     if request.authenticated_userid:
-        return Response(status=HTTPStatus.FORBIDDEN)
+        answer = Response(status=HTTPStatus.FORBIDDEN)
+        if stage is None or stage.ixconfig["type"] == "mirror":
+            answer.headers["X-Lanmirror-Status"] = str(int(HTTPStatus.NOT_FOUND))
+        return answer
     answer = Response(status=HTTPStatus.UNAUTHORIZED)
     answer.headers.update(forget(request))
     return answer
