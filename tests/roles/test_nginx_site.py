@@ -427,6 +427,23 @@ def workers(folder: Path) -> list[str]:
     return [master, *Path(f"/proc/{master}/task/{master}/children").read_text().split()]
 
 
+def test_other_servers_of_the_cache_get_stored_files_as_clients_do(tmp_path: Path) -> None:
+    with site(tmp_path, devpi_peers=[{"name": "b", "role": "replica", "url": "http://127.0.0.1:9"}]) as ours:
+        peer = {"Host": "devpi-peer.lanmirror", "X_Lanmirror_Accel": "1"}
+        for where in ("stored", "wait"):
+            path = FILE.format(f"{where}-1.0.whl")
+            ours.store(path[1:], b"0123456789")
+            ours.devpi.says[path] = accel(where)
+            ours.devpi.says[f"/+lanmirror/stored{path}"] = 204, {}, b""
+            answer = ours.ask(path, Range="bytes=2-4", **peer)
+            assert (answer.status, answer.body, "max-age=315360000" in answer["Cache-Control"]) == (206, b"234", True)
+            assert ours.ask(f"/+{where}{path}", **peer).status == 404
+        failed = FILE.format("failed-1.0.whl")
+        ours.devpi.says[failed] = accel("wait")
+        ours.devpi.says[f"/+lanmirror/stored{failed}"] = 403, {"X-Lanmirror-Status": "424"}, b""
+        assert ours.ask(failed, **peer).status == 424
+
+
 # ---- who may enter ---------------------------------------------------------------------------------------------
 
 

@@ -149,14 +149,19 @@ def test_file_is_downloaded_once_for_all_clients_and_also_after_a_client_went_aw
     assert downloads(upstream, "lab-given-up") == 1
 
 
-def test_page_that_was_asked_for_with_credentials_is_not_kept(access: tuple[str, str]) -> None:
+def test_page_of_a_mirror_is_the_same_for_who_sends_a_password(server: Any, access: tuple[str, str]) -> None:
     publish("lab-signed", b"")
     page = url("/root/wheels/+simple/lab-signed/")
-    signed = requests.get(page, headers=AGENT, auth=access, timeout=30)
-    assert signed.status_code == 200
-    assert "X-Cache-Status" not in signed.headers
-    plain = [requests.get(page, headers=AGENT, timeout=30).headers["X-Cache-Status"] for _ in range(2)]
-    assert plain == ["MISS", "HIT"]
+    first, *kept = [requests.get(page, headers=AGENT, auth=auth, timeout=30) for auth in (access, None, access)]
+    assert {answer.status_code for answer in (first, *kept)} == {200}
+    assert [answer.headers["X-Cache-Status"] for answer in (first, *kept)] == ["MISS", "HIT", "HIT"]
+    # Also while nobody can look at the password.
+    run(server, "systemctl stop devpi")
+    try:
+        assert requests.get(page, headers=AGENT, auth=access, timeout=30).text == first.text
+    finally:
+        run(server, "systemctl start devpi")
+        wait("devpi", 60, lambda: answers(DEVPI))
 
 
 def test_other_upstream_shows_at_once_and_undeclared_indexes_go_only_when_asked(access: tuple[str, str]) -> None:
