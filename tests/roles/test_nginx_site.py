@@ -516,6 +516,22 @@ def test_upload_reaches_devpi_whole(ours: Site, path: str, large: bool) -> None:
         assert (asked["Authorization"], asked["X-Devpi-Auth"]) == (BASIC, "eHg=")
 
 
+def test_upload_goes_to_devpi_as_it_comes_without_a_disk(ours: Site) -> None:
+    ours.devpi.says["/+lanmirror/may-upload/lab/dev"] = may_upload(204)
+    ours.devpi.says["/lab/dev/"] = 200, {}, b"taken"
+    client = socket.create_connection(("127.0.0.1", ours.port), 30)
+    client.sendall(f"POST /lab/dev/ HTTP/1.0\r\nHost: mirror.lan\r\nContent-Length: {6 * MIB}\r\n\r\n".encode())
+    client.sendall(b"\0" * (5 * MIB))
+    time.sleep(0.3)
+    open_files = [
+        str(file.readlink()) for worker in workers(ours.folder) for file in Path(f"/proc/{worker}/fd").iterdir()
+    ]
+    client.sendall(b"\0" * MIB)
+    assert client.recv(12) == b"HTTP/1.1 200"
+    client.close()
+    assert [file for file in open_files if "/client_body/" in file] == []
+
+
 def test_upload_of_unknown_length_is_asked_about_as_well(ours: Site) -> None:
     ours.devpi.says["/+lanmirror/may-upload/lab/dev"] = may_upload(204)
     ours.devpi.says["/lab/dev/"] = 200, {}, b"taken"
@@ -792,7 +808,7 @@ def test_full_disk_costs_speed_and_no_answer(tmp_path: Path, full: list[str]) ->
             return 200, {**headers, "Content-Encoding": "gzip"}, gzip.compress(body, 0)
         return 200, headers, body
 
-    with site(tmp_path, wrap=on_a_small_disk("64k", *(tmp_path / folder for folder in full))) as ours:
+    with site(tmp_path, wrap=on_a_small_disk("200k", *(tmp_path / folder for folder in full))) as ours:
         for page in pages:
             ours.devpi.says[PAGE.format(page)] = say
         ours.devpi.says[PAGE.format("no")] = 404, {"Cache-Control": "s-maxage=5"}, b"x" * 100_000
