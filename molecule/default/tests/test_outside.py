@@ -82,6 +82,9 @@ def test_cached_projects_install_whatever_the_upstream_answers(
     began = time.monotonic()
     run(workstation, f"{install} --index-url {SITE}/root/wheels/+simple/ lab-cached")
     assert time.monotonic() - began < 8
+    if "limit_rate" in answer:
+        # A page that nobody has seen is waited for as long as bytes come: tests/devpi has the end of that.
+        return
     began = time.monotonic()
     assert status_of("root/wheels", f"lab-unseen-{time.time_ns()}") == 424
     assert time.monotonic() - began < 10
@@ -90,15 +93,14 @@ def test_cached_projects_install_whatever_the_upstream_answers(
 @pytest.fixture
 def short_lived(server: Any) -> Iterator[None]:
     """Pages that Nginx takes for fresh for a second, and that devpi and Nginx each show for a dozen more."""
-    settings, unit = "/etc/nginx/lanmirror/devpi/http.conf", "/run/systemd/system/devpi.service.d"
-    lives = "s-maxage=1, stale-while-revalidate=2, stale-if-error=12"
-    run(server, f"cp -p {settings} /root/kept && sed -i 's/s-maxage=60, .*-error=[0-9]*/{lives}/' {settings}")
-    assert run(server, f"grep -c '{lives}' {settings}") == "1"
-    run(server, f"mkdir -p {unit} && printf '[Service]\\nEnvironment=LANMIRROR_MAX_STALE=12\\n' > {unit}/lives.conf")
-    run(server, "systemctl daemon-reload")
+    settings = "/etc/devpi/devpi-server.yml"
+    lives = {"max-stale": 12, "pages-fresh": 1, "pages-behind": 2}
+    changes = " ".join(f"-e 's/lanmirror-{name}: .*/lanmirror-{name}: {value}/'" for name, value in lives.items())
+    run(server, f"cp -p {settings} /root/kept && sed -i {changes} {settings}")
+    assert run(server, f"diff /root/kept {settings} | grep -c '^>'") == str(len(lives))
     forget(server)
     yield
-    run(server, f"cp -p /root/kept {settings} && rm {unit}/lives.conf && systemctl daemon-reload")
+    run(server, f"cp -p /root/kept {settings}")
     forget(server)
 
 
@@ -113,9 +115,6 @@ def test_page_is_shown_for_as_long_as_allowed_and_no_longer(
         run(server, "systemctl stop devpi")
     else:
         answering("return 503;")
-        # devpi counts from its start, where it does not know better.
-        run(server, "systemctl restart devpi")
-        wait("devpi", 10, lambda: answers(DEVPI))
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         assert status_of("root/wheels", "lab-old") == 200

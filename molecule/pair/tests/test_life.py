@@ -170,7 +170,8 @@ def older(server: Any) -> None:
     now, old = run(server, "readlink /opt/devpi/current"), "/opt/devpi/older"
     run(
         server,
-        f"""cp -a {now} {old}
+        # Our plugin is made for the pinned version alone, and refuses another.
+        f"""cp -a {now} {old} && rm -r {old}/src
         {old}/bin/python -m pip install -q -i http://127.0.0.1:3141/root/pypi/+simple/ devpi-server=={OLDER}
         sed -i 's/^DATABASE_VERSION = .*/DATABASE_VERSION = "3"/' {old}/lib/python3*/site-packages/devpi_server/main.py
         rm -r {old}/lib/python3*/site-packages/devpi_server/__pycache__  # made in the same second, of the same size

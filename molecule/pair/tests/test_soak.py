@@ -183,15 +183,24 @@ def test_one_request_is_made_for_all_clients_of_a_page(index: str, way_out: WayO
 
     way_out("open")
     wait("the upstream", 60, lambda: page(index, NEVER_SEEN).startswith("404 "))
+    began = five_seconds()
     answered = at_once(index, "platformdirs")
+    # One, but for clients that come before and after the turn of one: on a busy machine they do.
+    turns = five_seconds() - began + 1
     assert len(answered) == CLIENTS
     assert {status for status, _ in answered} == {200}
     assert len(set(answered)) == 1
-    assert devpi_was_asked("platformdirs") == 1
+    asked = devpi_was_asked("platformdirs")
+    assert 1 <= asked <= turns
     # As after a pause: Nginx has no page in memory, and all of them on its disk.
     on(SERVER, "systemctl stop nginx && rm -r /run/lanmirror_pages/* && systemctl start nginx")
     assert at_once(index, "platformdirs") == answered
-    assert devpi_was_asked("platformdirs") == 1
+    assert devpi_was_asked("platformdirs") == asked
+
+
+def five_seconds() -> int:
+    """Return in which of the five seconds the server is for which Nginx asks devpi once ($devpi_moment)."""
+    return int(on(SERVER, "date +%s")) // 5
 
 
 def at_once(index: str, project: str, clients: int = CLIENTS) -> list[tuple[int, str]]:

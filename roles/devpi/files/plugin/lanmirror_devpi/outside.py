@@ -15,6 +15,7 @@ import ipaddress
 import re
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -124,23 +125,28 @@ class Guard(SyncBackend):
     def __init__(self, declared: Declared) -> None:
         self.declared = declared
 
-    def connect_tcp(self, host: str, port: int, *arguments: Any, **options: Any) -> Any:
-        """Return a connection, as the method of httpcore's."""
-        if self.declared.has(host, port):
-            return super().connect_tcp(host, port, *arguments, **options)
+    def connect_tcp(self, host: str, port: int, timeout: float | None = None, *arguments: Any, **options: Any) -> Any:
+        """Return a connection, as the method of httpcore's; in `timeout` seconds, however many addresses a host has."""
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise httpcore.ConnectError(str(error)) from error
-        addresses = [str(address[0]) for *_, address in found if not is_inside(str(address[0]))]
+        addresses = [str(address[0]) for *_, address in found]
+        if not self.declared.has(host, port):
+            addresses = [address for address in addresses if not is_inside(address)]
         if not addresses:
             raise refused(host)
-        for address in addresses[:-1]:
+        until = time.monotonic() + (timeout or 0)
+        while True:
+            address = addresses.pop(0)
+            # One that is silent leaves half of the time to the others; one that refuses, all of it.
+            left = max(0.1, until - time.monotonic()) if timeout else None
+            patience = min(left, timeout / 2) if timeout and left and addresses else left
             try:
-                return super().connect_tcp(address, port, *arguments, **options)
+                return super().connect_tcp(address, port, patience, *arguments, **options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                continue
-        return super().connect_tcp(addresses[-1], port, *arguments, **options)
+                if not addresses or (timeout and time.monotonic() > until):
+                    raise
 
 
 class Guarded(httpx.BaseTransport):
