@@ -38,6 +38,15 @@ print(json.dumps({"status": answer.status, "version": answer.headers.get("X-Devp
                   "json": json.loads(answer.read() or "{}")}))
 """
 
+# Asks devpi itself for the page of each project that it has of the mirror.
+READ_ALL_PAGES = r"""
+import json, urllib.request
+def read(path, accept):
+    request = urllib.request.Request("http://127.0.0.1:3141/root/pypi" + path, headers={"Accept": accept})
+    return urllib.request.urlopen(request, timeout=60).read()
+for project in json.loads(read("", "application/json"))["result"]["projects"]:
+    read(f"/+simple/{project}/", "application/vnd.pypi.simple.v1+json")
+"""
 # Uploads a package to devpi itself: URL of the index, file, version, alice's password.
 UPLOAD = r"""
 import sys, requests
@@ -181,6 +190,8 @@ def older(server: Any) -> None:
     )
     wait("devpi", 60, lambda: devpi_answers(server))
     assert ask(server, "GET", "/+api")["version"] == OLDER
+    # And pages in the older form, as it stores them.
+    run(server, f"python3 -c {shlex.quote(READ_ALL_PAGES)}")
 
 
 @pytest.mark.usefixtures("older")
