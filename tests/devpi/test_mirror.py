@@ -168,6 +168,21 @@ def test_page_is_waited_for_as_long_as_bytes_come(start_devpi: Callable[..., Dev
     devpi.stop()
 
 
+def test_upstream_that_says_nothing_is_not_waited_for(start_devpi: Callable[..., Devpi], upstream: Upstream) -> None:
+    devpi = start_devpi(request_timeout=1)
+    over = threading.Event()
+
+    def say_nothing(_handler: BaseHTTPRequestHandler) -> None:
+        over.wait(LONG)
+
+    upstream.answer["/simple/six/"] = say_nothing
+    devpi.mirror("root/pypi", upstream)
+    assert devpi.get("/root/pypi/+simple/six/").status_code == 424
+    assert not over.is_set()
+    over.set()
+    devpi.stop()
+
+
 def test_page_that_never_ends_is_given_up(start_devpi: Callable[..., Devpi], upstream: Upstream) -> None:
     devpi = start_devpi(lanmirror_page_timeout=1)
     ended = threading.Event()

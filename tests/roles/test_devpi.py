@@ -120,10 +120,11 @@ def test_steps_before_devpi_have_one_port_and_a_name_each() -> None:
     assert re.findall(r"server 127.0.0.1:(\d+);|listen 127.0.0.1:(\d+);", site) == [
         ("4000", ""),
         ("4001", ""),
-        *[("", "4001")] * 4,
+        *[("", "4001")] * 5,
     ]
     names = re.findall(r"server_name (\S+);", site)
-    assert names == ["plain.lanmirror", "memory.lanmirror", "disk.lanmirror", "flight.lanmirror"]
+    steps = ("whole", "plain", "memory", "disk", "flight")
+    assert names == [f"{name}.lanmirror" for name in steps]
     # Each step asks the next by a name that there is.
     asked = re.findall(r"(\w+\.lanmirror);", site + render("devpi", "devpi-locations.conf.j2"))
     assert set(asked) == set(names)

@@ -69,14 +69,11 @@ def settled(server: Any) -> dict[str, float]:
 
 
 def evict(server: Any, gib: float) -> None:
-    """Evict as the timer does, but with this limit, and no matter how new a file is.
-
-    Nginx forgets its own copies of files that devpi has just fetched, as it does after a minute without a request.
-    """
+    """Evict as the timer does, but with this limit, and no matter how new a file is."""
     change = f"s/^max_cached_gib = .*/max_cached_gib = {gib:.12f}/; s/^grace = .*/grace = -60/"
     run(server, f"sed -i.kept '{change}' {SETTINGS}")
     try:
-        run(server, "systemctl start devpi-evict && find /var/cache/lanmirror-devpi/files -type f -delete")
+        run(server, "systemctl start devpi-evict")
     finally:
         run(server, f"cp -p {SETTINGS}.kept {SETTINGS} && rm {SETTINGS}.kept")
 

@@ -42,6 +42,8 @@ from lanmirror_devpi.told import Told
 
 PATIENCE = 1.0
 PAUSE = 30.0
+# How often it is looked whether an upstream has begun to answer, seconds.
+LOOK = 0.2
 # How many pages are asked for at a time, and how many of an upstream that is silent.
 THREADS, THREADS_OF_SILENT = 64, 4
 # No page is larger, bytes: that of the project with the most files is a tenth of it.
@@ -133,13 +135,20 @@ class FlatPage:
 
 @dataclass
 class Flight:
-    """A request that is under way; `reply` is there when `read` is set, and stored when `ended` is."""
+    """A request that is under way; `reply` is there when `read` is set, and stored when `ended` is.
+
+    `began` is when its turn came (time.monotonic()), `heard` whether the upstream has said anything.
+    """
 
     read: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
+    began: float | None = None
+    heard: bool = False
     reply: Reply = field(default_factory=Reply)
 
 
+# The request that a thread is busy with.
+underway = threading.local()
 # Marks of stored pages that were found whole.
 whole: set[str] = set()
 
@@ -223,6 +232,8 @@ class Asker:
         return flight
 
     def _fly(self, stage: Any, question: Question, flight: Flight, store: bool) -> None:
+        flight.began = time.monotonic()
+        underway.flight = flight
         try:
             flight.reply = self._reply(stage, question)
             flight.read.set()
@@ -390,6 +401,7 @@ class Asker:
             text = bytearray()
             asking = {"Accept-Encoding": "gzip", **headers}
             with outside.client(stage).stream("GET", url, headers=asking, timeout=timeout) as answer:
+                underway.flight.heard = True
                 if body and answer.status_code == HTTPStatus.OK:
                     for piece in answer.iter_bytes():
                         text += piece
@@ -557,7 +569,7 @@ def answered(asker: Asker, stage: Any, question: Question, *, patient: bool) -> 
         return None
     # In a transaction that writes, as for the button of a page, nobody else could store.
     done = flight.read if writing else flight.ended
-    if not done.wait(None if patient else 0 if silent else PATIENCE):
+    if not (waited(flight, done, stage) if patient else done.wait(0 if silent else PATIENCE)):
         asker.was_silent(question.index)
         return None
     if writing:
@@ -565,6 +577,19 @@ def answered(asker: Asker, stage: Any, question: Question, *, patient: bool) -> 
     else:
         stage.keyfs.restart_read_transaction()
     return flight.reply
+
+
+def waited(flight: Flight, done: threading.Event, stage: Any) -> bool:
+    """Wait for the end of a request as long as bytes come; return False where the upstream is silent from the start.
+
+    The time for that counts from when its turn came: names are looked up in it, which may take longer than any limit of
+    the connection's. A replica's primary says nothing before it has all.
+    """
+    while not done.wait(LOOK):
+        silent_for = time.monotonic() - flight.began if flight.began is not None else 0.0
+        if silent_for > stage.timeout and not flight.heard and not stage.xom.is_replica():
+            return False
+    return True
 
 
 def of_primary(stage: Any, project: Any, serial: int) -> Known:
