@@ -24,9 +24,9 @@ FILES = "/var/lib/devpi/+files"
 WHEELS = INVENTORY.parent / "upstream/anaconda/wheels"
 SETTINGS = "/etc/nginx/sites-enabled/default"
 CLIENTS = 20
-# Size of a file on a slow way, and the speed of that way: MiB, MiB a second.
 # When devpi asked for which page: forgotten with this.
 TIMES = "/var/lib/devpi/.lanmirror-times.sqlite*"
+# Size of a file on a slow way, and the speed of that way: MiB, MiB a second.
 SIZE, SLOW = 4, 1
 AGENT = {"User-Agent": "pip/25"}
 
