@@ -190,8 +190,18 @@ def test_any_text_is_edited_or_refused(text: str) -> None:
             result = apply(text, ours)
         except client.SettingsError:
             continue
-        assert client.remove(result) == text
+        assert client.remove(result) == client.remove(text)
         assert apply(result, ours) == result
+        if "# lanmirror: " not in text:
+            assert client.remove(text) == text
+
+
+@pytest.mark.parametrize("line", ["timeout = 5\n", "", "x: 1"])
+def test_line_that_was_replaced_comes_back_even_where_somebody_took_our_block_out(line: str) -> None:
+    left = client.KEPT + line
+    assert client.remove(left) == line
+    apply, ours = (client.apply_conda, CONDA) if ":" in line else (client.apply_pip, PIP)
+    assert client.remove(apply(f"[global]\n{left}" if apply is client.apply_pip else left, ours)).endswith(line)
 
 
 # ---- conda -------------------------------------------------------------------------------------------------

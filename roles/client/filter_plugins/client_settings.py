@@ -72,7 +72,7 @@ def new_folders(text: str | None) -> int:
 
 
 def remove(text: str) -> str | None:
-    """Take our lines out and give replaced lines back.
+    """Take our lines out and give replaced lines back, also where somebody took our block out by hand and left those.
 
     Returns:
         The text as it was before, or None when the file was ours and nothing else is in it.
