@@ -51,11 +51,13 @@ def python_file(path: Path) -> ModuleType:
     return module
 
 
-def run_module(script: Path, folder: Path, **arguments: object) -> dict[str, Any]:
+def run_module(script: Path, folder: Path, *, umask: int = 0o022, **arguments: Any) -> dict[str, Any]:
     """Run a module of a role as Ansible would, in a process of its own; `folder` is for its arguments."""
     file = folder / "arguments.json"
     file.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}))
-    done = subprocess.run([sys.executable, script, file], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, script, file], capture_output=True, text=True, check=False, timeout=60, umask=umask
+    )
     file.unlink()
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

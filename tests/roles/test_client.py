@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import datetime
 import itertools
 import os
@@ -560,6 +561,14 @@ def test_settings_for_oneself_need_no_root(root: bool, users: list[str], may: bo
     assert evaluate("client", "{{ __client_known }}", **known) == (["", "carol"] if root else ["alice"])
 
 
+def test_pip_in_a_home_that_cannot_reach_the_server_is_named() -> None:
+    seen = {**found(None, None), "pips_of_users": [{"path": "/home/alice/v", "version": v} for v in ("25.1", "24.0")]}
+    for url, named in (("https://10.0.0.9", 1), ("https://mirror.lab.lan", 0)):
+        said = client.client_notes(seen, MACHINE, dict.fromkeys(PATHS, url), ["main"], [])
+        assert len(said) == named
+        assert all("/home/alice/v: pip 25.1 cannot reach https://10.0.0.9" in text for text in said)
+
+
 # ---- conda's channels --------------------------------------------------------------------------------------
 
 
@@ -797,11 +806,31 @@ def test_module_reads_what_counts_for_a_user(tmp_path: Path) -> None:
     assert [pip["version"] for pip in module.pips(module.PIPS_OF_USERS, tmp_path)] == ["25.1.1"]
 
 
+PIPS = {
+    "usr/lib/python3/dist-packages/pip-23.0.1.dist-info/METADATA": "23.0.1",
+    "usr/lib/python3.11/site-packages/pip-24.dist-info/METADATA": "24",
+    "usr/local/lib/python3.11/dist-packages/pip-25.1.dist-info/METADATA": "25.1",
+    "usr/local/lib/python3.12/site-packages/pip-25.2.dist-info/METADATA": "25.2",
+    "usr/share/python-wheels/pip-23.0.2-py3-none-any.whl": "23.0.2",
+    "usr/lib/python3.11/ensurepip/_bundled/pip-24.0-py3-none-any.whl": "24.0",
+    "opt/miniforge3/lib/python3.12/site-packages/pip-25.3.dist-info/METADATA": "25.3",
+}
+
+
+def test_module_finds_every_pip_of_the_machine(tmp_path: Path) -> None:
+    for path in PIPS:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    # The machine's own patterns, below a folder of the test's.
+    found = module.pips([f"~{pattern}" for pattern in module.PIPS], tmp_path)
+    assert sorted(pip["version"] for pip in found) == sorted(PIPS.values())
+
+
 def test_module_shows_no_password_in_a_diff() -> None:
     assert module.hidden("index-url = https://u:secret@x/simple\n") == "index-url = https://***@x/simple\n"
 
 
-def client_files(tmp_path: Path, **arguments: object) -> dict[str, Any]:
+def client_files(tmp_path: Path, **arguments: Any) -> dict[str, Any]:
     return run_module(ROLE / "library" / "client_files.py", tmp_path, **arguments)
 
 
@@ -820,6 +849,53 @@ def test_module_writes_the_others_where_one_file_fails(tmp_path: Path) -> None:
     gone = client_files(tmp_path, state="write", files=[{**files[0], "content": None, "folders": 0}])
     assert gone["changed"]
     assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.parametrize("umask", [0o027, 0o077])
+def test_module_writes_files_that_everybody_reads_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    file = {"key": "new", "path": str(tmp_path / "etc/conda/.condarc"), "user": "", "content": "1\n"}
+    client_files(tmp_path, umask=umask, state="write", files=[file], memory=str(tmp_path / "memory/client.json"))
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("etc", "etc/conda", "etc/conda/.condarc")]
+    assert modes == [0o755, 0o755, 0o644]
+
+
+def test_module_says_why_a_file_cannot_be_written_when_it_reads_it(tmp_path: Path) -> None:
+    files = [{"key": key, "path": path, "user": ""} for key, path in (("a", "/proc/x"), ("b", str(tmp_path / "b/c")))]
+    read = client_files(tmp_path, state="read", files=files)["files"]
+    assert [file["unwritable"] != "" for file in read] == [True, False]
+
+
+def test_module_knows_the_users_of_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who are remembered, and those who have our lines, in whichever of the files."""
+    homes = {name: tmp_path / name for name in ("alice", "bob", "carol")}
+    files = [{"path": "~/.condarc"}, {"path": "~/.config/pip/pip.conf"}]
+    for name, path, text in (
+        ("alice", ".config/pip/pip.conf", client.apply_pip("[global]\n", PIP)),
+        ("bob", ".condarc", "auto: 1\n"),
+        ("carol", ".condarc", client.apply_conda(None, CONDA)),
+    ):
+        (homes[name] / path).parent.mkdir(parents=True)
+        (homes[name] / path).write_text(text)
+    monkeypatch.setattr(module, "people", lambda: list(homes))
+    monkeypatch.setattr(module, "acting_as", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(module, "home", homes.__getitem__)
+    memory = tmp_path / "memory.json"
+    module.remember(str(memory), ["dave"])
+    assert module.find(files, str(memory)) == ["dave", "alice", "carol"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root remembers users")
+def test_module_remembers_a_user_until_the_lines_are_out(tmp_path: Path) -> None:
+    memory = tmp_path / "memory/client.json"
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    wanted = {"key": "a", "path": str(tmp_path / "a"), "user": "", "content": "1\n"}
+    client_files(tmp_path, state="write", files=[wanted], users=[me], memory=str(memory))
+    assert module.remembered(str(memory)) == [me]
+    again = client_files(tmp_path, state="write", files=[wanted], users=[me], memory=str(memory))
+    assert not again["changed"]
+    # Dropped from client_users, and nothing of theirs failed.
+    gone = client_files(tmp_path, state="write", files=[], users=[], memory=str(memory))
+    assert (gone["changed"], module.remembered(str(memory))) == (True, [])
 
 
 def test_module_in_check_mode_writes_nothing(tmp_path: Path) -> None:
@@ -843,6 +919,7 @@ def test_module_says_whose_home_is_not_there(tmp_path: Path) -> None:
 def test_module_looks_at_users_and_pips(tmp_path: Path) -> None:
     me = pwd.getpwuid(os.geteuid()).pw_name
     seen = client_files(tmp_path, state="look", users=[me, "no-such-user"])
+    assert all(re.fullmatch(r"\d[\d.]*", pip["version"]) for pip in seen["pips"])
     assert (seen["me"], seen["root"], seen["missing"]) == (me, os.geteuid() == 0, ["no-such-user"])
 
 

@@ -233,7 +233,7 @@ def test_mirror_that_another_folder_would_lose(tmp_path: Path) -> None:
 
 def test_module_compares_the_installed_folder_with_the_wanted_one(tmp_path: Path) -> None:
     old = mirror(tmp_path / "old")
-    look = {"config_file": str(written(tmp_path, conda_mirror_working_dir=str(old)))}
+    look: dict[str, Any] = {"config_file": str(written(tmp_path, conda_mirror_working_dir=str(old)))}
     lost = {
         name: run_module(Path(data.__file__), tmp_path, **look, working_dir=str(tmp_path / name))["lost"]
         for name in ("old", "new")

@@ -563,7 +563,7 @@ def test_module_compares_the_installed_folder_with_the_wanted_one(tmp_path: Path
     conf.mkdir()
     old = devpi_in(tmp_path / "old")
     (conf / "devpi-server.yml").write_text(render("devpi", "devpi-server.yml.j2", devpi_data_dir=str(old)))
-    look = {"conf_dir": str(conf)}
+    look: dict[str, Any] = {"conf_dir": str(conf)}
     found = run_module(Path(data.__file__), tmp_path, **look, data_dir=str(tmp_path / "new"))
     assert (found["installed"], found["problem"]) == (str(old), f"{tmp_path}/new has none")
     assert run_module(Path(data.__file__), tmp_path, **look, data_dir=str(old))["problem"] == ""
