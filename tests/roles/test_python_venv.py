@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ansible.module_utils  # type: ignore[import-untyped]  # Ansible ships no types
@@ -660,6 +661,15 @@ def test_parents_are_open_and_those_of_the_system_are_left_alone(tmp_path: Path)
             folder.chmod(mode & 0o7777)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "opt", prefix.parent, prefix)} == {0o755}
     assert f"{tmp_path / 'opt'}: mode 0700 -> 0755" in done
+
+
+def test_closed_folder_of_the_system_is_named_and_left_to_its_administrator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trees, "stat", SimpleNamespace(S_IMODE=lambda _: 0o700))
+    done: list[str] = []
+    # Nothing is changed, whatever this finds.
+    with pytest.raises(trees.TreeError, match=r"is closed \(0700\).*chmod o\+x"):
+        trees.open_parents(Path("/opt/lanmirror-none/tool"), True, done)
+    assert done == []
 
 
 @pytest.mark.parametrize("umask", [0o027, 0o077])
