@@ -230,7 +230,7 @@ def site(folder: Path, *, wrap: tuple[str, ...] = (), **variables: Any) -> Itera
         "__devpi_memory_dir": str(folder / "memory"),
         **variables,
     }
-    for name in ("cache", "conf.d", "sites-enabled", "lanmirror/devpi", "data/+files", "portal", "watch"):
+    for name in ("cache", "memory", "conf.d", "sites-enabled", "lanmirror/devpi", "data/+files", "portal", "watch"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     files = site_files(folder, **given)
     if names := given.get("devpi_server_names"):

@@ -11,6 +11,7 @@ import re
 import select
 import shutil
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -234,6 +235,46 @@ def test_page_of_another_index_is_asked_for_each_time(ours: Site, name: str) -> 
     assert {(asked["User-Agent"], asked["Accept-Encoding"]) for asked in ours.devpi.asked} == {
         ("pip/lanmirror", "gzip")
     }
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("path", [PAGE, STAGE], ids=["mirror", "stage"])
+def test_page_that_devpi_breaks_off_is_asked_for_once_more(ours: Site, name: str, path: str, reset: bool) -> None:
+    """As when it is killed, after each part of an answer."""
+
+    def breaks_off(size: int, sent: int, text: bytes) -> Callable[[Handler, Asked], Said | None]:
+        left = iter("x")
+
+        def say(handler: Handler, asked: Asked) -> Said | None:
+            headers = {"Content-Type": JSON, "Cache-Control": KEPT}
+            if next(left, None) is None:
+                return 200, headers, text
+            handler.send_response(200)
+            for field, value in {**headers, "Content-Length": str(size)}.items():
+                handler.send_header(field, value)
+            handler.end_headers()
+            handler.wfile.write(text[:sent])
+            # The step has read it by now.
+            time.sleep(0.01)
+            handler.close_connection = True
+            if reset:
+                handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                handler.connection.close()
+            else:
+                handler.connection.shutdown(socket.SHUT_RDWR)
+            return None
+
+        return say
+
+    for size in (3_000, 16_000, 60_000, 900_000):
+        text = random.Random(size).randbytes(size)
+        for sent in (0, 100, size // 2, size - 1):
+            page = path.format(f"{name}-{size}-{sent}")
+            ours.devpi.says[page] = breaks_off(size, sent, text)
+            for encoding in ("gzip", "identity"):
+                answer = ours.ask(page, Accept_Encoding=encoding)
+                assert (answer.status, answer.body == text) == (200, True), (size, sent, encoding)
+            assert len(ours.devpi.paths(page)) == (2 if path == PAGE else 3)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------
