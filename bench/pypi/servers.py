@@ -35,6 +35,8 @@ OURS, ALONE, GENERATED, PROXPI_NAME, STATIC = (
 STATIC_URL = "http://127.0.0.1:8001"
 # As short as it is sensible to set, so that a run sees pages expire everywhere.
 CACHE_EXPIRY = 30
+# Here too, what Nginx keeps in memory is in memory.
+MEMORY = Path("/dev/shm/lanmirror-bench-memory")
 NGINX = """\
 user root;
 worker_processes auto;
@@ -184,8 +186,7 @@ def site_files(folder: Path, **variables: Any) -> dict[str, str]:
         "/var/log/nginx": str(folder),
         "/run/nginx.pid": f"{folder}/nginx.pid",
         "/run/devpi-watch": f"{folder}/watch",
-        # In memory here too.
-        "/run/lanmirror_pages": "/dev/shm/lanmirror-bench-memory",
+        "/run/lanmirror_pages": str(MEMORY),
     }
     for old, new in moved.items():
         files = {name: text.replace(old, new) for name, text in files.items()}
@@ -225,6 +226,7 @@ def ours(
     _init(work, ["--configfile", str(configuration)])
     with running(OURS, start, folder / "devpi.log", environment) as server:
         _declare("http://127.0.0.1:3141", variables)
+        MEMORY.mkdir(exist_ok=True)
         with nginx(folder, folder / "nginx.conf", "http://127.0.0.1") as before:
             yield Server(OURS, f"http://127.0.0.1/{INDEX}/+simple/", (server, before))
 
