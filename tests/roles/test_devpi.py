@@ -737,10 +737,11 @@ def server(passwords: dict[str, str]) -> Iterator[tuple[str, list[tuple[str, str
         httpd.server_close()
 
 
-@pytest.mark.parametrize("known", ["old password", "new password"])
-def test_password_changes_in_devpi_before_the_file_and_heals_if_cut_short(tmp_path: Path, known: str) -> None:
+@pytest.mark.parametrize("known", ["old password", "new password", "of a run before"])
+def test_password_change_is_finished_wherever_it_was_cut_short(tmp_path: Path, known: str) -> None:
     file = tmp_path / "root-password"
     file.write_text("old password")
+    (tmp_path / "root-password.new").write_text("of a run before")
     passwords = {"root": known}
     with server(passwords) as (url, _):
         devpi.rotate(devpi.Devpi(url), file, "new password")
@@ -749,10 +750,36 @@ def test_password_changes_in_devpi_before_the_file_and_heals_if_cut_short(tmp_pa
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_made_up_password_is_on_the_disk_before_devpi_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "root-password"
+    file.write_text("old password")
+    theirs = devpi.Devpi.must
+
+    def cut_short(self: Any, *asked: Any) -> None:
+        theirs(self, *asked)
+        raise KeyboardInterrupt
+
+    passwords = {"root": "old password"}
+    with server(passwords) as (url, _):
+        monkeypatch.setattr(devpi.Devpi, "must", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            devpi.rotate(devpi.Devpi(url), file, "made up")
+        monkeypatch.undo()
+        assert passwords["root"] == "made up"
+        # Another run makes up another, or wants none.
+        devpi.log_in(devpi.Devpi(url), file)
+        assert file.read_text() == "made up"
+        devpi.rotate(devpi.Devpi(url), file, "made up once more")
+    assert passwords["root"] == file.read_text() == "made up once more"
+
+
 def test_password_that_nobody_knows(tmp_path: Path) -> None:
     file = tmp_path / "root-password"
     file.write_text("old password")
-    with server({"root": "another"}) as (url, _), pytest.raises(devpi.DevpiError, match="neither the password in"):
+    with (
+        server({"root": "another"}) as (url, _),
+        pytest.raises(devpi.DevpiError, match=r"the password in .* is not root's"),
+    ):
         devpi.rotate(devpi.Devpi(url), file, "new password")
     assert file.read_text() == "old password"
 

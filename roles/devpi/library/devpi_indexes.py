@@ -317,19 +317,37 @@ def keep(path: Path, password: str) -> None:
     Path(name).replace(path)
 
 
-def rotate(devpi: Devpi, path: Path, new: str) -> None:
-    """Make `new` root's password, in devpi first and then in the file.
+def pending(path: Path) -> Path:
+    """Return where a new root password stands before devpi knows it: nobody else has one that was made up."""
+    return path.with_name(f"{path.name}.new")
+
+
+def log_in(devpi: Devpi, path: Path, *others: str) -> None:
+    """Log in as root with what the file has, what a run left that was cut short, or another password.
 
     Raises:
-        DevpiError: Neither the file's password nor the new one is right.
+        DevpiError: None of them is right.
     """
     if devpi.login(path.read_text(encoding="utf-8")):
-        devpi.must("PATCH", "/root", {"password": new})
-    # A run that ended between the two steps.
-    elif not devpi.login(new):
-        raise DevpiError(f"neither the password in {path} nor that of devpi_root_password is root's")
+        return
+    if pending(path).exists() and devpi.login(pending(path).read_text(encoding="utf-8")):
+        pending(path).replace(path)
+        return
+    if not any(devpi.login(other) for other in others):
+        raise DevpiError(f"the password in {path} is not root's: write the right one there, or restore a backup")
+
+
+def rotate(devpi: Devpi, path: Path, new: str) -> None:
+    """Make `new` root's password.
+
+    Raises:
+        DevpiError: No password that is known here is right.
+    """
+    log_in(devpi, path, new)
+    keep(pending(path), new)
+    devpi.must("PATCH", "/root", {"password": new})
     devpi.login(new)
-    keep(path, new)
+    pending(path).replace(path)
 
 
 def user_changes(
@@ -382,8 +400,8 @@ def run(module: AnsibleModule) -> None:
     if lines and not module.check_mode:
         if new_password:
             rotate(devpi, path, new)
-        elif not devpi.login(path.read_text(encoding="utf-8")):
-            raise DevpiError(f"the password in {path} is not root's: write the right one there, or restore a backup")
+        else:
+            log_in(devpi, path)
         for method, name, body in users:
             devpi.must(method, f"/{name}", body)
         for change in changes:
