@@ -135,9 +135,7 @@ def wheel(path: Path, name: str, version: str, size: int, requires: Sequence[str
         archive.writestr(f"{module}/__init__.py", "")
         archive.writestr(f"{module}/data.bin", seed.randbytes(size))
         archive.writestr(f"{info}/METADATA", metadata)
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: bench\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        archive.writestr(f"{info}/WHEEL", WHEEL)
         archive.writestr(f"{info}/RECORD", "")
     return metadata
 
