@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 from roles.conda_mirror.filter_plugins import conda_mirror_checks as checks
 from roles.conda_mirror.library import conda_mirror_data as data
-from tests.roles.render import ROOT, defaults, render, run_module
+from tests.roles.render import ROOT, defaults, evaluate, render, run_module
 from tests.roles.render import load as role_file
 
 ROLE = ROOT / "roles/conda_mirror"
@@ -94,6 +94,24 @@ def test_each_setting_of_the_engine_is_a_variable_of_the_same_name() -> None:
     for key, value in settings.items():
         assert key in DEFAULTS
         assert re.fullmatch(rf"\{{\{{ (__)?conda_mirror_{key}( \| (int|float))? \}}\}}", value), key
+
+
+def test_names_are_those_of_entries_of_either_form() -> None:
+    paths = evaluate(
+        "conda_mirror",
+        "{{ __conda_mirror_channels }}",
+        conda_mirror_repos=["main", {"name": "r", "hold": "none"}],
+        conda_mirror_arches=["noarch", "linux-64"],
+        conda_mirror_cloud=[{"name": "conda-forge/label/broken/noarch"}, "conda-forge/linux-64"],
+    )
+    assert paths == [
+        "pkgs/main/noarch",
+        "pkgs/main/linux-64",
+        "pkgs/r/noarch",
+        "pkgs/r/linux-64",
+        "cloud/conda-forge/label/broken/noarch",
+        "cloud/conda-forge/linux-64",
+    ]
 
 
 # ---- the preflight -------------------------------------------------------------------------------------------
@@ -504,8 +522,8 @@ def test_portal_shows_the_channels_in_the_forms_of_the_clients() -> None:
     text = render(
         "conda_mirror",
         "portal.html.j2",
-        conda_mirror_repos=["main", "r"],
-        conda_mirror_cloud=["conda-forge/noarch", "conda-forge/linux-64", "a/label/b/noarch"],
+        conda_mirror_repos=["main", {"name": "r", "hold": "none"}],
+        conda_mirror_cloud=["conda-forge/noarch", {"name": "conda-forge/linux-64"}, "a/label/b/noarch"],
     )
     shown = re.sub(r"<[^>]+>", "", text)
     assert "default_channels:\n  - http://this-server/anaconda/pkgs/main\n" in shown

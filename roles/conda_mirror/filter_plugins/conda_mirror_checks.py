@@ -19,7 +19,12 @@ FILES = Path(__file__).resolve().parents[3] / "files"
 PREFIX = "conda_mirror_"
 PYTHON = (3, 11)
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
-SWITCHES = ("conda_mirror_cron_enabled", "conda_mirror_delete", "conda_mirror_remove_data")
+SWITCHES = (
+    "conda_mirror_cron_enabled",
+    "conda_mirror_delete",
+    "conda_mirror_on_demand",
+    "conda_mirror_remove_data",
+)
 # The texts that Ansible's filter `bool` takes for true and false.
 TRUE_OR_FALSE = {"true", "t", "yes", "y", "on", "1", "false", "f", "no", "n", "off", "0"}
 URLS = {
@@ -76,6 +81,11 @@ def problems(given: Mapping[str, Any], name: str, facts: Mapping[str, Any]) -> l
     urls = [_url_problem(key, values[key]) for key in URLS]
     switches = [f"{key} is '{values[key]}'; allowed: true, false" for key in SWITCHES if not _is_switch(values[key])]
     return [text for text in (*rules, *cron, *urls, *switches) if text]
+
+
+def entry_names(entries: Iterable[Any]) -> list[str]:
+    """Return the names that a list of repos or channels gives: an entry is a name, or a mapping that has one."""
+    return [str(entry["name"] if isinstance(entry, Mapping) else entry) for entry in entries]
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -186,4 +196,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., list[str]]]:
         """Return the filters by name."""
-        return {"conda_mirror_problems": problems}
+        return {"conda_mirror_problems": problems, "conda_mirror_entry_names": entry_names}
