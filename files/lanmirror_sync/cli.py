@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
 import sys
@@ -20,15 +21,16 @@ from lanmirror_sync.memory import Memory
 from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.progress import PlainProgress, TerminalProgress, amount
 from lanmirror_sync.report import Report, discreet, in_words, is_everybodys
-from lanmirror_sync.store import LockedError, NoRoomError, Store
+from lanmirror_sync.store import INDEXES, PACKAGES, LockedError, NoRoomError, Store
 from lanmirror_sync.upstream import begin_searches
 
 EXIT_CODES = """\
 exit codes:
    0  in sync; verify: everything is as it should be, or was repaired
-   1  some packages could not be had, and the published index names none of them; verify: something is wrong
+   1  some packages could not be had; unless they come on demand, the published index names none of them;
+      --indexes: some index could not be refreshed; verify: something is wrong
    2  the configuration is wrong
-   3  another run holds the lock
+   3  another run holds the lock; sync --indexes has one of its own
    4  too little disk
    5  the upstream cannot be reached, nothing changed
   70  a fault of the program itself, with a traceback in the log; what is served is whole
@@ -38,7 +40,13 @@ OK, INCOMPLETE, WRONG, LOCKED, NO_ROOM, UNREACHABLE = range(6)
 CRASHED = 70
 ENDED: Mapping[type[Exception], int] = {LockedError: LOCKED, NoRoomError: NO_ROOM, UnreachableError: UNREACHABLE}
 # The options that mean something to some commands alone.
-ONLY_FOR = {"delete": "sync", "accept_older": "sync, plan", "max_delete": "sync, plan", "repair": "verify"}
+ONLY_FOR = {
+    "delete": "sync",
+    "indexes": "sync",
+    "accept_older": "sync, plan",
+    "max_delete": "sync, plan",
+    "repair": "verify",
+}
 EVERYTHING = "*"
 
 log = logging.getLogger("lanmirror_sync")
@@ -62,6 +70,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--delete", action="store_true",
         help="delete packages that no index has named for delete_grace_hours",
+    )  # fmt: skip
+    parser.add_argument(
+        "--indexes", action="store_true",
+        help="refresh the indexes and fetch no package, also beside a sync; needs on_demand",
     )  # fmt: skip
     parser.add_argument("--only", default="*", metavar="GLOB", help="only these paths, for example 'pkgs/main/*'")
     parser.add_argument(
@@ -92,6 +104,12 @@ def _config(arguments: argparse.Namespace) -> Config:
             raise ConfigError(
                 f"--{name} is an option of {commands.replace(', ', ' and ')}, and not of {arguments.command}"
             )
+    if arguments.indexes and not config.on_demand:
+        raise ConfigError(
+            "--indexes needs on_demand: true; without it an index names what is held, and only a sync changes that"
+        )
+    if arguments.indexes and arguments.delete:
+        raise ConfigError("--indexes and --delete do not go together: a refresh of indexes deletes no package")
     if not any(fnmatchcase(path, arguments.only) for path in config.paths()):
         inside = f"{arguments.only.rstrip('/')}/*"
         near = any(fnmatchcase(path, inside) for path in config.paths())
@@ -197,25 +215,32 @@ def _plan(config: Config, arguments: argparse.Namespace, progress: PlainProgress
 
 def _sync(config: Config, arguments: argparse.Namespace, progress: PlainProgress | TerminalProgress) -> int:
     """Run a sync, tell the outside, and log one line that sums it up."""
-    store = Store(config.working_dir)
+    store = Store(config.working_dir, INDEXES if arguments.indexes else PACKAGES)
     began, started = time.time(), time.monotonic()
     _prepare(store)
-    with store.locked(), Memory(store.memory_file) as memory, Fetcher(config, progress.received) as fetcher:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(store.locked())
+        if not config.on_demand:
+            # A refresh that began under another configuration would still publish complete indexes.
+            stack.enter_context(store.locked(INDEXES))
+        memory = stack.enter_context(Memory(store.memory_file))
+        fetcher = stack.enter_context(Fetcher(config, progress.received))
         mirror = Mirror(config, store, memory)
         searches = begin_searches(mirror, arguments.only, fetcher)
         # Loaded while the upstream answers.
         from lanmirror_sync.sync import Run  # noqa: PLC0415
 
-        options = Options(arguments.only, arguments.delete, arguments.accept_older)
+        options = Options(arguments.only, arguments.delete, arguments.accept_older, arguments.indexes)
         run = Run(mirror, options, searches, fetcher, progress)
         report = run.report
-        with status.told(mirror, report, began, arguments.only):
+        with status.told(mirror, report, began, arguments.only, indexes=arguments.indexes):
             run.sync()
             report.crashes += fetcher.crashes
     spent = time.monotonic() - started
+    part = [*(["indexes"] if arguments.indexes else []), *([arguments.only] if arguments.only != EVERYTHING else [])]
     log.info(
         "%s%s: %d files fetched (%s, %.1f MB/s), %d deleted, %d failures, %d of %d subdirs unchanged, %.1f s",
-        status.result_of(report), "" if arguments.only == EVERYTHING else f" ({arguments.only} alone)",
+        status.result_of(report), f" ({', '.join(part)} alone)" if part else "",
         report.fetched, amount(report.received), report.received / 1e6 / max(spent, 0.001), report.deleted,
         report.failed, len(report.unchanged), report.asked, spent,
     )  # fmt: skip

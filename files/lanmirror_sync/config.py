@@ -25,6 +25,8 @@ URL = re.compile(r"https?://[!-~]+")
 HOST = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 HASH = re.compile(r"sha256=[0-9a-f]{64}|md5=[0-9a-f]{32}")
 MOST_JOBS = 256
+# Which packages of a repo or channel are held: see `Entry`.
+ALL, NONE = "all", "none"
 # A petabyte a second: more is a slip of the pen.
 LARGEST_RATE = 1e15
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)(b(?:ytes?)?|bits?)?)(?:/s|ps)?", re.IGNORECASE)
@@ -44,10 +46,13 @@ DEFAULTS: dict[str, Any] = {
         # place where a file that no other upstream has is asked for.
         "index": {"repo": "", "cloud": ""},
     },
-    # Channels below `upstream.repo`, each in every one of `arches`.
+    # Whether the site fetches on demand what is not held. Then each index is published complete, before its packages;
+    # else it names what is held.
+    "on_demand": False,
+    # Channels below `upstream.repo`, each in every one of `arches`: a name, or a mapping (see `Entry`).
     "repos": ["main", "free", "r", "msys2"],
     "arches": ["noarch", "linux-64", "win-64"],
-    # <channel>/<arch> below `upstream.cloud`.
+    # <channel>/<arch> below `upstream.cloud`, likewise.
     "cloud": [],
     "installers": {
         # Folders below `upstream.repo` with an installer page, and what a file's name must end in.
@@ -106,11 +111,26 @@ class Options:
         only: a pattern, as in `fnmatch`, of the paths to work on, for example `pkgs/main/*`.
         delete: whether files that no index has named for the time of grace are deleted.
         accept_older: whether an upstream's index is published though it is older than ours.
+        indexes: whether only the indexes are refreshed, beside a sync of packages.
     """
 
     only: str = "*"
     delete: bool = False
     accept_older: bool = False
+    indexes: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A repo, or a channel with its platform, as the configuration has it.
+
+    Attributes:
+        name: `main`, or `conda-forge/linux-64`.
+        hold: `all`: every package is fetched; `none`: the index alone, and packages come on demand.
+    """
+
+    name: str
+    hold: str = ALL
 
 
 @dataclass(frozen=True)
@@ -121,11 +141,13 @@ class Subdir:
         path: where it stands below the working directory, `pkgs/<repo>/<arch>` or `cloud/<channel>/<arch>`.
         urls: where its packages are to be had, the first being the best; without a slash at the end.
         index_urls: where its index is to be had, likewise.
+        hold: which of its packages are held; see `Entry`.
     """
 
     path: PurePosixPath
     urls: tuple[str, ...]
     index_urls: tuple[str, ...]
+    hold: str = ALL
 
     @property
     def url(self) -> str:
@@ -162,9 +184,10 @@ class Config:
     upstream_cloud: tuple[str, ...]
     index_repo: str
     index_cloud: str
-    repos: tuple[str, ...]
+    on_demand: bool
+    repos: tuple[Entry, ...]
     arches: tuple[str, ...]
-    cloud: tuple[str, ...]
+    cloud: tuple[Entry, ...]
     dists: tuple[str, ...]
     suffixes: tuple[str, ...]
     installer_urls: Mapping[str, tuple[str, ...]]
@@ -186,16 +209,16 @@ class Config:
     def subdirs(self) -> tuple[Subdir, ...]:
         """Return every subdir to mirror, `noarch` first in each channel, without repetitions."""
         wanted = [
-            self._subdir(PurePosixPath("pkgs", repo, arch), self.repo_sources, self.repo_indexes)
+            self._subdir(PurePosixPath("pkgs", repo.name, arch), self.repo_sources, self.repo_indexes, repo.hold)
             for repo in self.repos
             for arch in sorted(self.arches, key=lambda arch: arch != "noarch")
         ]
         indexes = (self.index_cloud,) if self.index_cloud else self.upstream_cloud
         sources = tuple(dict.fromkeys((*self.upstream_cloud, *indexes)))
         for entry in self.cloud:
-            subdir = self._subdir(PurePosixPath(entry), sources, indexes)
-            wanted.append(replace(subdir, path=PurePosixPath("cloud", entry)))
-        return tuple(dict.fromkeys(wanted))
+            subdir = self._subdir(PurePosixPath(entry.name), sources, indexes, entry.hold)
+            wanted.append(replace(subdir, path=PurePosixPath("cloud", entry.name)))
+        return tuple(wanted)
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -217,8 +240,9 @@ class Config:
         return tuple(dict.fromkeys((*self.upstream_repo, *self.repo_indexes)))
 
     @staticmethod
-    def _subdir(path: PurePosixPath, sources: tuple[str, ...], indexes: tuple[str, ...]) -> Subdir:
-        return Subdir(path, tuple(f"{base}/{path}" for base in sources), tuple(f"{base}/{path}" for base in indexes))
+    def _subdir(path: PurePosixPath, sources: tuple[str, ...], indexes: tuple[str, ...], hold: str) -> Subdir:
+        urls, index_urls = (tuple(f"{base}/{path}" for base in bases) for bases in (sources, indexes))
+        return Subdir(path, urls, index_urls, hold)
 
 
 class _Loader(yaml.SafeLoader):
@@ -278,11 +302,17 @@ def parse(data: object, environ: Mapping[str, str]) -> Config:
     arches = _names("arches", settings["arches"])
     for arch in arches:
         _known_arch("arches", arch)
-    cloud = _strings("cloud", settings["cloud"])
+    on_demand = settings["on_demand"]
+    if not isinstance(on_demand, bool):
+        raise _wrong("on_demand", on_demand, "true, false")
+    repos = _entries("repos", settings["repos"], "main", on_demand=on_demand)
+    for entry in repos:
+        _names("repos", [entry.name])
+    cloud = _entries("cloud", settings["cloud"], "conda-forge/linux-64", on_demand=on_demand)
     for entry in cloud:
-        channel, _, arch = entry.rpartition("/")
+        channel, _, arch = entry.name.rpartition("/")
         if not channel or not all(NAME.fullmatch(part) for part in channel.split("/")):
-            raise _wrong("cloud", entry, "<channel>/<arch>, for example conda-forge/linux-64")
+            raise _wrong("cloud", entry.name, "<channel>/<arch>, for example conda-forge/linux-64")
         _known_arch("cloud", arch)
     return Config(
         working_dir=_directory("working_dir", settings["working_dir"]),
@@ -290,7 +320,8 @@ def parse(data: object, environ: Mapping[str, str]) -> Config:
         upstream_cloud=_urls("upstream.cloud", upstream["cloud"]),
         index_repo=_optional_url("upstream.index.repo", upstream["index"]["repo"]),
         index_cloud=_optional_url("upstream.index.cloud", upstream["index"]["cloud"]),
-        repos=_names("repos", settings["repos"]),
+        on_demand=on_demand,
+        repos=repos,
         arches=arches,
         cloud=cloud,
         dists=_names("installers.dists", installers["dists"]),
@@ -345,6 +376,31 @@ def _names(key: str, value: object) -> tuple[str, ...]:
         if not NAME.fullmatch(name):
             raise _wrong(key, name, "letters, digits, '.', '_' and '-' in each name")
     return _strings(key, value)
+
+
+def _entries(key: str, value: object, example: str, *, on_demand: bool) -> tuple[Entry, ...]:
+    """Return the entries of a list, each a name, or a mapping that says also which packages are held."""
+    allowed = f"a list of names, each alone or as in {{name: {example}, hold: none}}"
+    if not isinstance(value, list):
+        raise _wrong(key, value, allowed)
+    found: dict[str, Entry] = {}
+    for item in value:
+        data = item if isinstance(item, dict) else {"name": item}
+        if not isinstance(data.get("name"), str) or not data["name"]:
+            raise _wrong(key, item, allowed)
+        if unknown := [name for name in data if name not in ("name", "hold")]:
+            raise ConfigError(f"{key} has {unknown[0]!r} in the entry of {data['name']}; allowed: name, hold")
+        entry = Entry(data["name"], data.get("hold", ALL))
+        if entry.hold not in (ALL, NONE):
+            raise _wrong(f"{key}: hold of {entry.name}", entry.hold, f"{ALL}, {NONE}")
+        if entry.hold == NONE and not on_demand:
+            raise ConfigError(
+                f"{key} has hold: {NONE} for {entry.name} while on_demand is false, so nobody could have its packages; "
+                f"set on_demand: true, or hold: {ALL}"
+            )
+        if found.setdefault(entry.name, entry) != entry:
+            raise ConfigError(f"{key} has {entry.name} twice, with hold: {ALL} and with hold: {NONE}; keep one of them")
+    return tuple(found.values())
 
 
 def _known_arch(key: str, arch: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from lanmirror_sync.answers import UnreachableError
-from lanmirror_sync.config import Options
+from lanmirror_sync.config import ALL, NONE, Options
 from lanmirror_sync.fetch import Fetcher
 from lanmirror_sync.installers import Installers
 from lanmirror_sync.mirror import Mirror
@@ -65,7 +65,8 @@ class Preview:
         size = sum(download.expected.size or 0 for download in downloads)
         yield f"installers: {len(downloads)} to fetch, {amount(size)}"
         yield from self._retired()
-        yield f"in all: {amount(size + sum(finding.plan.download_bytes for finding in findings))}"
+        held = [finding.plan for finding in findings if finding.subdir.hold == ALL]
+        yield f"in all: {amount(size + sum(plan.download_bytes for plan in held))}"
 
     def _line(self, finding: Finding) -> str:
         plan = finding.plan
@@ -73,6 +74,10 @@ class Preview:
         unwanted = f"; {len(plan.unwanted)} excluded, to be deleted" if plan.unwanted else ""
         others = len(plan.orphans) - len(plan.unwanted)
         orphans = f"; {others} not named any longer, to be deleted" if others else ""
+        if finding.subdir.hold == NONE:
+            here = plan.held + len(plan.check)
+            rest = f", of which none is to be; --delete takes them{unwanted}{orphans}" if here else ""
+            return f"{finding.subdir.path}: 0 to fetch, {plan.files} on demand; {here} held{rest}"
         fetch = f"{plan.files} to fetch, {amount(plan.download_bytes)}"
         return f"{finding.subdir.path}: {fetch}; {plan.held} held{unverified}{unwanted}{orphans}"
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from lanmirror_sync import formats, repodata
@@ -21,12 +21,16 @@ from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.repodata import Index, RepodataError
 from lanmirror_sync.shards import RECIPE as SHARD_RECIPE
 from lanmirror_sync.shards import SUFFIX as SHARD_SUFFIX
+from lanmirror_sync.sinks import Landed
 from lanmirror_sync.store import Store, cores
+from lanmirror_sync.upstream import PLAIN, unpack
 
 log = logging.getLogger(__name__)
 
 
 NOTHING = Index({}, {}, {})
+# What stands for the folder itself among `stamps`.
+FOLDER = "."
 # How the formats are made: a subdir that another version rendered is rendered anew.
 RECIPE = f"2, shards {SHARD_RECIPE}"
 
@@ -79,7 +83,12 @@ class Publisher:
         shutil.rmtree(self._store.publishing, ignore_errors=True)
 
     def publish(
-        self, path: PurePosixPath, content: Content, replace: Collection[str] = (), ahead: Edition | None = None
+        self,
+        path: PurePosixPath,
+        content: Content,
+        replace: Collection[str] = (),
+        ahead: Edition | None = None,
+        drop: Collection[str] = (),
     ) -> None:
         """Serve what is to be served of a subdir.
 
@@ -88,11 +97,14 @@ class Publisher:
             content: what.
             replace: file names whose new bytes wait in the staging folder.
             ahead: what `make` made since the subdir was last published; used where it is of the same content.
+            drop: file names that stand there with other bytes than the index says, and are deleted.
         """
-        if replace:
-            self._put(path, self.make(path, content, withheld=replace))
+        if replace or drop:
+            self._put(path, self.make(path, content, withheld={*replace, *drop}))
             for name in replace:
                 self._store.move(self._store.staged_path(path / name), self._store.path(path / name))
+            for name in drop:
+                self._store.remove(path / name)
             ahead = None
         self._put(path, ahead if ahead and ahead.content == content else self.make(path, content))
 
@@ -148,6 +160,42 @@ class Publisher:
             {name for name, package in served.packages.items() if verified.get(name) == bytes.fromhex(package.digest)}
         )
 
+    def restrict(self, path: PurePosixPath, index: Index, leave_out: Set[str]) -> None:
+        """Serve what is served, without some of it.
+
+        Args:
+            path: the subdir.
+            index: what is served.
+            leave_out: file names that are not to be named any more.
+        """
+        beside = {}
+        for name in ("current_repodata.json", "run_exports.json"):
+            file = self._store.path(path / name)
+            beside[name] = file.read_bytes() if file.exists() else None
+        content = Content(
+            index, frozenset(leave_out), current=beside["current_repodata.json"],
+            run_exports=beside["run_exports.json"], bz2=self._store.path(path / "repodata.json.bz2").exists(),
+        )  # fmt: skip
+        try:
+            self.publish(path, content)
+        except RepodataError as error:
+            log.warning("%s: %s; it is served without", path, error)
+            self.publish(path, replace(content, current=None, run_exports=None))
+
+    def land(self, path: PurePosixPath, kept: Kept, name: str, landed: Landed) -> bool:
+        """Put a package that waits in the staging folder where it is served; return whether it is to be there.
+
+        It is not where a later index names other bytes, or none: the next sync sees to that.
+        """
+        staged = self._store.staged_path(path / name)
+        with self._store.alone(path):
+            wanted = kept.names(name, landed.digest)
+            if wanted:
+                self._store.move(staged, self._store.path(path / name))
+            else:
+                staged.unlink()
+        return wanted
+
     def served(self, path: PurePosixPath, only: Collection[str] | None = None) -> Index | None:
         """Return the index that is served, or a few of its packages; None where there is none, or it is damaged."""
         file = self._store.path(path / "repodata.json")
@@ -158,6 +206,30 @@ class Publisher:
         except RepodataError as error:
             log.warning("%s: %s; it is made anew", file, error)
             return None
+
+
+class Kept:
+    """The upstream's index of a subdir that is kept, which another run may put a later one in the place of.
+
+    Until then it is taken to name whatever is asked about.
+    """
+
+    def __init__(self, store: Store, path: PurePosixPath) -> None:
+        self._file = store.index_path(path)
+        self._stamp = self._look()
+        self._digests: dict[str, str] | None = None
+
+    def names(self, name: str, digest: str) -> bool:
+        """Tell whether it names a file with this hash (lower-case hexadecimal); to be asked with the subdir alone."""
+        if self._look() != self._stamp:
+            self._stamp = self._look()
+            index = repodata.parse(unpack(self._file.read_bytes(), PLAIN))
+            self._digests = {package.file_name: package.digest for package in index.packages.values()}
+        return self._digests is None or self._digests.get(name) == digest
+
+    def _look(self) -> tuple[int, ...]:
+        status = self._file.stat()
+        return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def stamps(store: Store, path: PurePosixPath) -> dict[str, list[int]]:
@@ -172,7 +244,7 @@ def stamps(store: Store, path: PurePosixPath) -> dict[str, list[int]]:
             status = file.stat()
         except FileNotFoundError:
             continue
-        found[file.name if file != folder else "."] = [status.st_size, status.st_mtime_ns]
+        found[file.name if file != folder else FOLDER] = [status.st_size, status.st_mtime_ns]
     return found
 
 

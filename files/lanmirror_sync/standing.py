@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from lanmirror_sync.config import ALL
+
 
 class Standing(msgspec.Struct, frozen=True, rename={"size": "bytes"}):
     """How a subdir stood at the end of its part of the last run. Times are Unix time in seconds.
@@ -19,15 +21,20 @@ class Standing(msgspec.Struct, frozen=True, rename={"size": "bytes"}):
         exclude: the configuration's, as of then.
         recipe: `publish.RECIPE`, as of then.
         complete: whether there is nothing to do until the upstream's index changes.
+        on_demand: whether the served index names what is not held as well, since the site fetches that on demand.
+        hold: which packages are held, as of then; see `config.Entry`.
+        indexed: with `on_demand`, whether there is nothing to do for the index alone until the upstream's changes.
         listed: packages that the upstream's index names; None where that is not known.
-        held: packages that the served index names; None where nothing is known of it.
-        size: of these, in bytes.
-        missing: packages that could not be had.
+        named: packages that the served index names.
+        held: of these, the ones that are here; None where nothing is known of it.
+        size: of the ones that are here, in bytes.
+        missing: packages that could not be had by the last sync.
         refused: why records of the index were left out, a message each.
         published: when the index was last put in place.
         checked: when the upstream was last asked.
         succeeded: when that last left the subdir in sync.
-        failures: of the last run, a message each.
+        failures: of the last sync, a message each.
+        index_failures: of the last look at the upstream's index, likewise.
         stamps: `publish.stamps` at the end of it.
     """
 
@@ -41,7 +48,11 @@ class Standing(msgspec.Struct, frozen=True, rename={"size": "bytes"}):
     exclude: list[str] = []
     recipe: str = ""
     complete: bool = False
+    on_demand: bool = False
+    hold: str = ALL
+    indexed: bool = False
     listed: int | None = None
+    named: int = 0
     held: int | None = None
     size: int = 0
     missing: int = 0
@@ -50,6 +61,7 @@ class Standing(msgspec.Struct, frozen=True, rename={"size": "bytes"}):
     checked: float | None = None
     succeeded: float | None = None
     failures: list[str] = []
+    index_failures: list[str] = []
     stamps: dict[str, list[int]] = {}
 
     def encode(self) -> bytes:

@@ -25,8 +25,10 @@ from lanmirror_sync.store import NoRoomError
 
 # Of the keys of status.json: a reader may rely on those it knows as long as this stays.
 FORMAT = 1
-# What is remembered of the last run over everything, over a part, and of the last `verify`.
-RUN, PART, VERIFY = "run", "part", "verified"
+# What is remembered of the last run over everything, over a part, of the indexes, and of the last `verify`.
+RUN, PART, INDEXES, VERIFY = "run", "part", "indexes", "verified"
+# And of the last sync of installers: the failures by folder.
+INSTALLERS = "installers"
 RUNNING, IN_SYNC, INCOMPLETE, FAILED = "running", "in sync", "incomplete", "failed"
 VERIFIED = "verified"
 # What is told of a run before there was one.
@@ -48,7 +50,13 @@ def result_of(report: Report) -> str:
 
 @contextlib.contextmanager
 def told(
-    mirror: Mirror, report: Report, began: float, only: str, counts: Mapping[str, int] | None = None
+    mirror: Mirror,
+    report: Report,
+    began: float,
+    only: str,
+    counts: Mapping[str, int] | None = None,
+    *,
+    indexes: bool = False,
 ) -> Iterator[None]:
     """Tell the outside that a run is under way, and then how it ended, whatever ends it.
 
@@ -58,8 +66,9 @@ def told(
         began: Unix time, seconds.
         only: the paths that it works on. Where these are not all, it speaks for itself alone.
         counts: what a `verify` found; None for a sync.
+        indexes: whether it refreshes the indexes alone.
     """
-    kind = VERIFY if counts is not None else RUN if only == EVERYTHING else PART
+    kind = VERIFY if counts is not None else INDEXES if indexes else RUN if only == EVERYTHING else PART
     _tell(mirror, kind, report, {"result": RUNNING, "began": began, "only": only, "error": ""}, counts)
     result, error = FAILED, "it was ended from outside"
     try:
@@ -82,6 +91,15 @@ def told(
 
 def _tell(mirror: Mirror, kind: str, report: Report, run: dict[str, Any], counts: Mapping[str, int] | None) -> None:
     """Write everything, and remember the run; what cannot be written is logged and does no harm."""
+    try:
+        # Of two runs at once, none writes what the other has changed since.
+        with mirror.store.alone("status"):
+            _write(mirror, kind, report, run, counts)
+    except OSError as error:
+        log.warning("the status cannot be written: %s", in_words(error))
+
+
+def _write(mirror: Mirror, kind: str, report: Report, run: dict[str, Any], counts: Mapping[str, int] | None) -> None:
     config, store, memory, now = mirror.config, mirror.store, mirror.memory, time.time()
     whole = memory.fact(RUN)
     run["ended"] = None if run["result"] == RUNNING else now
@@ -93,31 +111,31 @@ def _tell(mirror: Mirror, kind: str, report: Report, run: dict[str, Any], counts
                 "deleted_files": report.deleted, "failures": report.failed}  # fmt: skip
     if kind == RUN:
         run["last_success"] = now if run["result"] == IN_SYNC else whole.get("last_success")
-    elif run["result"] not in (RUNNING, IN_SYNC, VERIFIED) and whole.get("result") == IN_SYNC:
+    elif kind != INDEXES and run["result"] not in (RUNNING, IN_SYNC, VERIFIED) and whole.get("result") == IN_SYNC:
         # What was in sync is not any more; but what is in sync now says nothing about the rest.
         what = "verify" if kind == VERIFY else f"a later run over {run['only']}"
         whole |= {"result": INCOMPLETE, "error": f"{what} left failures"}
         memory.note(RUN, whole)
-    try:
-        memory.note(kind, run)
-        memory.commit(store.flush_all)
-        status = gather(mirror, report)
-        store.write_file(store.public / "status.json", _json(status))
-        store.write_file(store.public / "mirrorz.json", _json(mirrorz(config, status)))
-        if config.metrics_file:
-            # The collector reads every *.prom file: the name it is written under must not end so.
-            beside = config.metrics_file.with_name(f".{config.metrics_file.name}.new")
-            beside.write_text(metrics(status), encoding="utf-8")
-            beside.chmod(0o644)
-            beside.replace(config.metrics_file)
-    except OSError as error:
-        log.warning("the status cannot be written: %s", in_words(error))
+    memory.note(kind, run)
+    if kind != INDEXES:
+        told = {folder: report.failures[folder] for folder in config.folders if folder in report.failures}
+        memory.note(INSTALLERS, told)
+    memory.commit(store.flush_all)
+    status = gather(mirror)
+    store.write_file(store.public / "status.json", _json(status))
+    store.write_file(store.public / "mirrorz.json", _json(mirrorz(config, status)))
+    if config.metrics_file:
+        # The collector reads every *.prom file: the name it is written under must not end so.
+        beside = config.metrics_file.with_name(f".{config.metrics_file.name}.new")
+        beside.write_text(metrics(status), encoding="utf-8")
+        beside.chmod(0o644)
+        beside.replace(config.metrics_file)
 
 
-def gather(mirror: Mirror, report: Report) -> dict[str, Any]:
+def gather(mirror: Mirror) -> dict[str, Any]:
     """Return `status.json`. Times are Unix time in seconds, sizes bytes; null where there is nothing to tell."""
     config, store, memory = mirror.config, mirror.store, mirror.memory
-    subdirs = {}
+    subdirs, unfetched = {}, memory.fact(INSTALLERS)
     for subdir in config.subdirs():
         standing = memory.standing(subdir.path)
         subdirs[str(subdir.path)] = {
@@ -127,15 +145,18 @@ def gather(mirror: Mirror, report: Report) -> dict[str, Any]:
             "last_check": standing.checked,
             "last_success": standing.succeeded,
             "published": standing.published,
+            "hold": subdir.hold,
+            "named": standing.named or standing.held or 0,
             "held": standing.held or 0,
+            "on_demand": max(standing.named - (standing.held or 0), 0) if standing.on_demand else 0,
             "missing": standing.missing,
             "bytes": standing.size,
-            "failures": standing.failures,
+            "failures": [*standing.index_failures, *standing.failures],
         }
     installers = {}
     for folder in config.folders:
         sizes = [size for _, size, _ in store.files(PurePosixPath(folder))]
-        installers[folder] = {"held": len(sizes), "bytes": sum(sizes), "failures": report.failures.get(folder, [])}
+        installers[folder] = {"held": len(sizes), "bytes": sum(sizes), "failures": unfetched.get(folder, [])}
     disk = os.statvfs(store.root)
     return {
         "format": FORMAT,
@@ -143,6 +164,7 @@ def gather(mirror: Mirror, report: Report) -> dict[str, Any]:
         "written": time.time(),
         "run": {**NEVER, **memory.fact(RUN)},
         "part": memory.fact(PART) or None,
+        "indexes": memory.fact(INDEXES) or None,
         "verify": memory.fact(VERIFY) or None,
         "subdirs": subdirs,
         "installers": installers,
@@ -199,11 +221,15 @@ def metrics(status: Mapping[str, Any]) -> str:
          [("", float(verify["result"] == VERIFIED))] if verify else []),
         ("verify_end_timestamp_seconds", "When the last verify ended.", [("", verify.get("ended"))]),
         ("verify_problems", "What the last verify found wrong and left so.", [("", verify.get("problems"))]),
-        ("packages", "Packages that the served index names.", each("held")),
+        ("packages", "Packages that the served index names and the mirror holds.", each("held")),
+        ("packages_on_demand", "Packages that the served index names, and that come on demand.", each("on_demand")),
         ("packages_missing", "Packages that could not be had.", each("missing")),
-        ("bytes", "Size of the packages that the served index names.", each("bytes")),
+        ("bytes", "Size of the packages that the mirror holds.", each("bytes")),
         ("failures", "Failures of the last run.", failures),
         ("last_success_timestamp_seconds", "When the subdir was last in sync.", each("last_success")),
+        ("last_check_timestamp_seconds", "When the upstream was last asked for the index.", each("last_check")),
+        ("indexes_end_timestamp_seconds", "When the last refresh of the indexes ended.",
+         [("", (status["indexes"] or {}).get("ended"))]),
         ("disk_bytes", "Size of the mirror's file system.", [("", status["disk"]["bytes"])]),
         ("disk_free_bytes", "What is free on it.", [("", status["disk"]["free_bytes"])]),
     )  # fmt: skip

@@ -32,36 +32,52 @@ class NoRoomError(Exception):
     """The file system has too little room; nothing was begun."""
 
 
-class Store:
-    """What is served, and what this program remembers of it."""
+# The kinds of runs, each of which has a lock of its own, and files of its own while it writes: one that fetches
+# packages, and one that only refreshes indexes.
+PACKAGES, INDEXES = "", "-indexes"
 
-    def __init__(self, root: Path) -> None:
+
+class Store:
+    """What is served, and what this program remembers of it.
+
+    Args:
+        root: the working directory.
+        kind: of the run, `PACKAGES` or `INDEXES`.
+    """
+
+    def __init__(self, root: Path, kind: str = PACKAGES) -> None:
         self.root = root
+        self._kind = kind
         self.state = root / STATE
         self.partial = self.state / "partial"
         self.staged = self.state / "staged"
         self.indexes = self.state / "indexes"
-        self.publishing = self.state / "publishing"
+        self.locks = self.state / "locks"
+        self.publishing = self.state / f"publishing{kind}"
         self.public = self.state / "public"
         self.damaged = self.state / "damaged"
         self.memory_file = self.state / "memory.sqlite"
         # Of each file system that is known to hold a part of the mirror, a folder.
         self._disks: dict[int, Path] = {}
+        self._excluded: set[str] = set()
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def create(self) -> None:
         """Make the folders of the state; raises OSError where that is not possible."""
-        for folder in (self.partial, self.staged, self.indexes, self.public, self.damaged):
+        for folder in (self.partial, self.staged, self.indexes, self.public, self.damaged, self.locks):
             folder.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock of the working directory; the kernel lets go of it when the process dies.
+    def locked(self, kind: str | None = None) -> Iterator[None]:
+        """Hold the lock of a kind of run; the kernel lets go of it when the process dies.
+
+        Args:
+            kind: `PACKAGES` or `INDEXES`; this run's own where it is left out.
 
         Raises:
             LockedError: another run holds it.
         """
-        with (self.state / "lock").open("a+") as file:
+        with (self.state / f"lock{self._kind if kind is None else kind}").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -73,6 +89,24 @@ class Store:
             file.write(str(os.getpid()))
             file.flush()
             yield
+
+    @contextlib.contextmanager
+    def alone(self, what: PurePosixPath | str) -> Iterator[None]:
+        """Keep runs of the other kind from something, a subdir for example, and wait until they are through with it.
+
+        Who has it already goes on. The kernel lets go of it when the process dies.
+        """
+        key = hashlib.sha256(str(what).encode()).hexdigest()[:40]
+        if key in self._excluded:
+            yield
+            return
+        with (self.locks / key).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._excluded.add(key)
+            try:
+                yield
+            finally:
+                self._excluded.discard(key)
 
     def path(self, relative: PurePosixPath | str) -> Path:
         """Return where a path below the working directory stands."""
@@ -92,7 +126,10 @@ class Store:
         with contextlib.suppress(FileNotFoundError), os.scandir(self.path(folder)) as entries:
             for entry in entries:
                 if entry.is_file(follow_symlinks=False):
-                    status = entry.stat(follow_symlinks=False)
+                    try:
+                        status = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:  # another run deleted it
+                        continue
                     yield entry.name, status.st_size, status.st_mtime_ns
 
     def index_path(self, relative: PurePosixPath) -> Path:
@@ -133,7 +170,7 @@ class Store:
 
     def write_file(self, target: Path, data: bytes) -> None:
         """Write a file of the program's own whole: beside first, to the disk, then under its name."""
-        temporary = self.state / "writing"
+        temporary = self.state / f"writing{self._kind}"
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()

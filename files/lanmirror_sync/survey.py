@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, replace
 from urllib.parse import urljoin
 
 from lanmirror_sync import repodata
-from lanmirror_sync.config import Options, Subdir
+from lanmirror_sync.config import NONE, Config, Options, Subdir
 from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.plan import Plan, compare, known_files, too_many
-from lanmirror_sync.publish import RECIPE, stamps
+from lanmirror_sync.publish import FOLDER, RECIPE, stamps
 from lanmirror_sync.repodata import Index, RepodataError
 from lanmirror_sync.report import in_words, is_everybodys
 from lanmirror_sync.standing import Standing
@@ -90,10 +90,13 @@ class Survey:
         self._mirror = mirror
         self._options = options
         self._open = list(searches)
-        self._channels = {subdir.channel for subdir in mirror.config.subdirs()}
         # What follows from an index that names no package, where no other form names one.
         self._in_doubt: dict[Search, Outcome] = {}
         self.asked = len(searches)
+
+    def add(self, search: Search) -> None:
+        """Look at a further subdir, or at one of which another index was published meanwhile."""
+        self._open.append(search)
 
     @property
     def pending(self) -> bool:
@@ -200,22 +203,28 @@ class Survey:
             return False
 
     def _is_settled(self, subdir: Subdir, standing: Standing) -> bool:
-        """Tell whether a subdir is complete, and as this program left it."""
+        """Tell whether a subdir is complete, and as this program left it; or its index is, where only that matters."""
+        config = self._mirror.config
+        indexes = self._options.indexes
         return (
-            standing.complete
+            (standing.indexed if indexes else standing.complete)
             and standing.held is not None
-            and standing.exclude == list(self._mirror.config.exclude)
+            and standing.exclude == list(config.exclude)
             and standing.recipe == RECIPE
-            and standing.stamps == stamps(self._mirror.store, subdir.path)
+            and (standing.on_demand, standing.hold) == (config.on_demand, subdir.hold)
+            and _but(indexes, standing.stamps) == _but(indexes, stamps(self._mirror.store, subdir.path))
+            and not (subdir.hold == NONE and self._options.delete and self._mirror.memory.orphans(str(subdir.path)))
         )
 
     def _finding(self, search: Search, candidate: Candidate) -> Finding:
         """Plan what a subdir needs."""
         subdir, path = search.subdir, search.subdir.path
-        index = repodata.without_relations(candidate.index, lambda target: self._is_here(subdir, target))
+        index = related_here(self._mirror.config, subdir, candidate.index)
         memory, store = self._mirror.memory, self._mirror.store
         known = known_files(store.files(path), memory.verified(str(path)), index.packages)
         plan = compare(index.packages, known, self._mirror.config.exclude)
+        if index.base_url and self._mirror.config.on_demand:
+            log.warning("%s: its packages are elsewhere (base_url), and only what is held can be had here", path)
         for name, reason in index.left_out.items():
             log.info("%s: %r is left out: %s", path, name, reason)
         # From where the index came: another upstream may be down, or at another moment. But rather there than not at
@@ -234,7 +243,17 @@ class Survey:
             replace(subdir, index_urls=(place, *others)), refused,
         )  # fmt: skip
 
-    def _is_here(self, subdir: Subdir, target: str) -> bool:
-        """Tell whether a relation of a channel, relative to it (CEP 42), leads to one that is mirrored."""
-        path = posixpath.normpath(posixpath.join(str(subdir.channel), target))
-        return path in map(str, self._channels)
+
+def related_here(config: Config, subdir: Subdir, index: Index) -> Index:
+    """Return an index without the relations of its channel (CEP 42) that lead to channels which are not mirrored."""
+    channels = {str(other.channel) for other in config.subdirs()}
+
+    def is_here(target: str) -> bool:
+        return posixpath.normpath(posixpath.join(str(subdir.channel), target)) in channels
+
+    return repodata.without_relations(index, is_here)
+
+
+def _but(indexes: bool, found: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Return `publish.stamps`, for a look at the `indexes` alone without that of the folder: packages come and go."""
+    return {name: stamp for name, stamp in found.items() if not (indexes and name == FOLDER)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator, Set
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -90,7 +90,7 @@ class Sweeper:
         self._options = options
         self._report = report
 
-    def packages(self, path: PurePosixPath, orphans: Iterable[str], unwanted: Set[str], total: int) -> None:
+    def packages(self, path: PurePosixPath, orphans: Iterable[str], unwanted: Set[str], total: int) -> Sequence[str]:
         """Start the grace of packages that no index names any longer; delete those whose grace is over.
 
         Args:
@@ -98,7 +98,11 @@ class Sweeper:
             orphans: files that no index names.
             unwanted: of these, the ones that the administrator took out: they are no sign of a fault of the upstream.
             total: how many files there are.
+
+        Returns:
+            What was deleted.
         """
+        gone: list[str] = []
         config, memory, folder = self._mirror.config, self._mirror.memory, str(path)
         since, expired = due(memory.orphans(folder), orphans, time.time(), config.delete_grace_hours)
         if self._options.delete:
@@ -112,8 +116,10 @@ class Sweeper:
                     "run once with --delete --max-delete 100",
                 )
                 theirs = []
-            self._delete(path, [*ours, *theirs], since)
+            gone = [*ours, *theirs]
+            self._delete(path, gone, since)
         memory.orphan(folder, since)
+        return gone
 
     def _delete(self, path: PurePosixPath, names: Collection[str], since: dict[str, float]) -> None:
         if not names:

@@ -21,6 +21,7 @@ from lanmirror_sync.answers import Done, UnreachableError
 from lanmirror_sync.config import Options, Subdir
 from lanmirror_sync.fetch import BIG_BYTES, Fetcher
 from lanmirror_sync.installers import Installers
+from lanmirror_sync.memory import SUBDIR
 from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.progress import amount
 from lanmirror_sync.publish import Content
@@ -28,8 +29,8 @@ from lanmirror_sync.report import Progress, Report, in_words, is_everybodys
 from lanmirror_sync.sinks import Download
 from lanmirror_sync.store import NoRoomError
 from lanmirror_sync.survey import Absent, Finding, Outcome, Survey, Unchanged, Unusable
-from lanmirror_sync.upstream import Search, trust
-from lanmirror_sync.work import Desk, Work
+from lanmirror_sync.upstream import Search, begin_search, trust
+from lanmirror_sync.work import KEPT_BYTES, Desk, Work
 
 # What was verified is remembered for good at least so often, so that a killed run has little to hash again.
 CHECKPOINT_SECONDS = 30.0
@@ -41,6 +42,8 @@ QUIET_SECONDS_PER_BYTE = 1e-7
 STRAGGLER_SECONDS = 2.0
 # For so long the files beside an index are waited for when its packages are here; then others go first.
 BESIDE_SECONDS = 0.25
+# A refresh of indexes hashes no more than this of a subdir: what a sync beside it has just put there, and not a mirror.
+MOST_UNVERIFIED = 8 << 30
 POLL_SECONDS = 0.1
 GIB = 1 << 30
 
@@ -57,11 +60,13 @@ class Run:
         self._options = options
         self._fetcher = fetcher
         self._progress = progress
+        self._on_demand = mirror.config.on_demand
         self._checkpoint_due = time.monotonic() + CHECKPOINT_SECONDS
         self.report = Report(asked=len(searches))
         self._survey = Survey(mirror, options, searches)
         self._desk = Desk(mirror, options, fetcher, self.report)
-        wanted = [folder for folder in mirror.config.folders if fnmatchcase(folder, options.only)]
+        folders = mirror.config.folders if not options.indexes else ()
+        wanted = [folder for folder in folders if fnmatchcase(folder, options.only)]
         self._installers = Installers(mirror, fetcher, self.report, wanted)
         self._works: dict[str, Work] = {}
         self._unchanged: list[Unchanged] = []
@@ -70,15 +75,17 @@ class Run:
         self._found: set[PurePosixPath] = set()
 
     def sync(self) -> None:
-        """Bring the mirror up to the upstream.
+        """Bring the mirror up to the upstream; with `Options.indexes` its indexes alone.
 
         Raises:
             UnreachableError: no index could be asked for; nothing was changed.
             NoRoomError: what is to be fetched does not fit; nothing was changed.
         """
         self._desk.publisher.discard_made()
+        self._restrict()
         self._gather()
-        self._check_room()
+        if not self._options.indexes:
+            self._check_room()
         try:
             self._fetch()
         except OSError as error:
@@ -93,30 +100,47 @@ class Run:
                 self._keep(unchanged)
         self._judge_absent()
         channels = {work.finding.subdir.channel for work in self._works.values()}
-        for channel in channels:
+        for channel in channels if not self._on_demand else ():
             self._desk.channeldata.ask(channel)
         for channel in channels:
-            with self._fence(str(channel)):
+            # Asked for when nobody else can put a later one in place before this one.
+            with self._fence(str(channel)), self._mirror.store.alone(channel):
+                self._desk.channeldata.ask(channel)
                 self._desk.channeldata.publish(channel)
+        if not self._options.indexes:
+            self._sweep()
+        self._checkpoint(now=True)
+
+    def _sweep(self) -> None:
+        """See to what is not configured any more, and to what killed runs left."""
         with self._fence("installers"):
             for folder, names in self._installers.unwanted():
                 self._desk.sweeper.packages(folder, names, frozenset(names), len(names))
         self._desk.sweeper.retired()
         self._desk.sweeper.leftovers()
-        self._checkpoint(now=True)
 
     # ---- what is to be done ----------------------------------------------------------------------------
+
+    def _restrict(self) -> None:
+        """Have indexes that were complete name what is held, where the site does not fetch the rest any more."""
+        memory = self._mirror.memory
+        wanted = {str(subdir.path) for subdir in self._mirror.config.subdirs() if self._on_demand}
+        for key in memory.keys(SUBDIR):
+            path = key.removeprefix(SUBDIR)
+            if path not in wanted and memory.standing(PurePosixPath(path)).on_demand:
+                with self._fence(path):
+                    self._desk.restrict(PurePosixPath(path))
 
     def _gather(self) -> None:
         """Wait for the indexes and installer pages; not for those that stall, once there is something to do."""
         news = time.monotonic()
-        while self._survey.pending or self._installers.pending:
+        while self._survey.pending or self._installers.pending or self._unserved():
             if self._look(POLL_SECONDS if self._survey.pending else 0.0):
                 news = time.monotonic()
             elif not self._survey.pending:
                 time.sleep(POLL_SECONDS / 10)
             if self._works and time.monotonic() - news > STRAGGLER_SECONDS:
-                late = [*self._survey.waits_for(), *self._installers.waits_for()]
+                late = [*self._survey.waits_for(), *self._installers.waits_for(), *map(str, self._unserved())]
                 log.warning("still waiting for %s; the rest goes on meanwhile", ", ".join(late))
                 break
         if not self._survey.pending and self.report.asked and self.report.unreachable == self.report.asked:
@@ -132,7 +156,32 @@ class Run:
         for download in self._installers.ready():
             news = True
             self._downloads.append(download)
+        for path in self._unserved():
+            news |= self._serve_index(self._works[str(path)], 0.0)
         return news
+
+    def _unserved(self) -> list[PurePosixPath]:
+        """Return the subdirs whose index is to be served before their packages, and is not yet."""
+        works = self._works.values() if self._on_demand else ()
+        return [work.path for work in works if not (work.indexed or work.broken)]
+
+    def _serve_index(self, work: Work, patience: float) -> bool:
+        """Serve the complete index of a subdir once it is known what there is beside it; return whether it was."""
+        if not work.beside.answered(patience):
+            return False
+        store = self._mirror.store
+        with self._fence(str(work.path), work):
+            spare = store.free_bytes(work.path) - int(self._mirror.config.min_free_gib * GIB)
+            if work.index_need > max(spare, 0):
+                raise NoRoomError(
+                    f"{store.path(work.path)}: {amount(work.index_need)} are needed on its disk for the index, "
+                    f"{amount(max(spare, 0))} are free beyond min_free_gib ({self._mirror.config.min_free_gib})"
+                )
+            if not self._desk.publish_complete(work):
+                log.info("%s: another run published an index meanwhile; the upstream is asked again", work.path)
+                del self._works[str(work.path)]
+                self._survey.add(begin_search(self._mirror, work.finding.subdir, self._fetcher))
+        return True
 
     def _take(self, outcome: Outcome) -> None:
         """Take in what was found out about a subdir."""
@@ -140,7 +189,19 @@ class Run:
         match outcome:
             case Finding():
                 self._found.add(subdir.path)
-                self._works[path] = self._desk.begin(outcome)
+                unverified = sum(package.size or 0 for package in outcome.plan.check)
+                if self._options.indexes and unverified > MOST_UNVERIFIED:
+                    self.report.fail(
+                        path,
+                        f"{path}: {amount(unverified)} of packages have to be hashed first, which the next sync does; "
+                        "the index is not refreshed before",
+                    )
+                    self._desk.note_failure(subdir.path, of_index=True)
+                    return
+                others = sum(self._works[str(path)].finding.size for path in self._unserved())
+                work = self._works[path] = self._desk.begin(outcome)
+                if self._on_demand:
+                    self._serve_index(work, BESIDE_SECONDS if others + outcome.size <= KEPT_BYTES else math.inf)
             case Unchanged():
                 self._found.add(subdir.path)
                 self.report.unchanged[path] = outcome.standing.held or 0
@@ -155,7 +216,7 @@ class Run:
                 if outcome.crash:
                     self.report.crashes.append(outcome.crash)
                 self.report.fail(path, outcome.message)
-                self._desk.note_failure(subdir.path)
+                self._desk.note_failure(subdir.path, of_index=True)
 
     def _judge_absent(self) -> None:
         """Say what is configured and not there, and publish an empty `noarch` where that is what there is.
@@ -180,25 +241,35 @@ class Run:
                         str(path),
                         f"{path}: the upstream does not have it ({subdir.url} is not there); is {wrong} right?",
                     )
-                    self._desk.note_failure(path, checked=time.time())
+                    self._desk.note_failure(path, of_index=True, checked=time.time())
 
     def _publish_empty(self, path: PurePosixPath) -> None:
-        if not self._mirror.store.path(path / "repodata.json").exists():
-            self._desk.publisher.publish(path, Content(formats.empty("noarch")))
-            log.info("%s: published empty, the upstream has none", path)
-        self._desk.note(path, in_sync=True, listed=0, held=0, missing=0)
+        with self._mirror.store.alone(path):
+            if self._mirror.memory.standing(path).listed:
+                return  # another run has found one since
+            if not self._mirror.store.path(path / "repodata.json").exists():
+                self._desk.publisher.publish(path, Content(formats.empty("noarch")))
+                log.info("%s: published empty, the upstream has none", path)
+            self._desk.note(path, in_sync=True, listed=0, held=0, missing=0)
 
     def _keep(self, unchanged: Unchanged) -> None:
         """See to the little that is to be done for a subdir that did not change."""
         path, sent, standing = unchanged.subdir.path, unchanged.sent, unchanged.standing
-        orphans = self._mirror.memory.orphans(str(path))
-        total = self.report.unchanged[str(path)] + len(orphans)
-        self._desk.sweeper.packages(path, orphans, self._desk.unwanted(orphans), total)
+        memory = self._mirror.memory
         changes: dict[str, Any] = {}
         if sent.whole and sent.validators.url == standing.url:
             changes = {"etag": sent.validators.etag, "last_modified": sent.validators.last_modified,
                        "trust": trust(sent, standing, standing.listed or 0, time.time())}  # fmt: skip
-        self._desk.note(path, in_sync=True, **changes)
+        with self._mirror.store.alone(path):
+            if memory.standing(path).published != standing.published:
+                return  # another run found something new since, and has seen to it
+            if self._options.indexes:
+                self._desk.note_checked(path, **changes)
+                return
+            orphans = memory.orphans(str(path))
+            total = self.report.unchanged[str(path)] + len(orphans)
+            self._desk.sweeper.packages(path, orphans, self._desk.unwanted(orphans), total)
+            self._desk.note(path, in_sync=True, **changes)
 
     def _check_room(self) -> None:
         """Refuse to begin what cannot end, on each of the disks."""
@@ -244,7 +315,7 @@ class Run:
                 self._publish_without_stragglers()
                 for work in self._works.values():
                     self._publish_if_settled(work, 0.0)
-                if (self._survey.pending or self._installers.pending) and self._look(0.0):
+                if (self._survey.pending or self._installers.pending or self._unserved()) and self._look(0.0):
                     self._begin(begun)
                 self._close_feed()
             self._checkpoint()
@@ -253,19 +324,21 @@ class Run:
 
     def _close_feed(self) -> None:
         """Tell the fetching thread when nothing more comes."""
-        pending = self._survey.pending or self._installers.pending
+        pending = self._survey.pending or self._installers.pending or self._unserved()
         if not pending and not any(work.suspects for work in self._works.values()):
             self._fetcher.close_feed()
 
     def _begin(self, begun: set[str]) -> None:
         """Begin to fetch for the subdirs, and the installers, that came since the last time."""
         late = bool(begun)
-        new = [work for path, work in self._works.items() if path not in begun]
+        served = (work for work in self._works.values() if work.indexed or not self._on_demand)
+        new = [work for work in served if str(work.path) not in begun]
         for work in new:
             begun.add(str(work.path))
             if late and not self._fits(work):
                 continue
-            self._progress.start(str(work.path), work.plan.files, work.plan.download_bytes)
+            if work.fetches:
+                self._progress.start(str(work.path), work.plan.files, work.plan.download_bytes)
             self._fetcher.feed(self._desk.downloads(work, big=False), self._desk.downloads(work, big=True))
         downloads, self._downloads = self._downloads, []
         for owner in {download.owner for download in downloads}:
@@ -313,10 +386,14 @@ class Run:
 
     def _publish_if_settled(self, work: Work, patience: float = BESIDE_SECONDS) -> None:
         """Publish a subdir when all of its packages are; not before it is known what there is beside its index."""
-        if not (work.pending or work.broken or work.done) and work.beside.answered(patience):
+        served_first = self._on_demand and not work.indexed
+        if not (work.pending or work.broken or work.done or served_first) and work.beside.answered(patience):
             work.done = True
             with self._fence(str(work.path), work):
-                self._desk.publish(work)
+                if work.indexed:
+                    self._desk.finish(work)
+                else:
+                    self._desk.publish(work)
 
     def _look_at_suspects(self) -> None:
         """Fetch what was wrong the last time, where it changed."""
@@ -343,7 +420,7 @@ class Run:
         for work in self._works.values():
             few = 0 < work.pending <= self._mirror.config.jobs
             quiet = QUIET_SECONDS + QUIET_SECONDS_PER_BYTE * work.finding.size
-            still = few and not work.early and not work.broken and time.monotonic() - work.moved >= quiet
+            still = few and not (work.early or work.broken or work.indexed) and time.monotonic() - work.moved >= quiet
             if still and work.beside.answered():
                 with self._fence(str(work.path), work):
                     self._desk.publish_early(work)

@@ -232,15 +232,17 @@ class Search:
 
 def begin_searches(mirror: Mirror, only: str, fetcher: Fetcher) -> list[Search]:
     """Ask for the index of every subdir whose path `only` matches; the answers are for `Survey` to wait for."""
-    searches = []
-    for subdir in mirror.config.subdirs():
-        if fnmatchcase(str(subdir.path), only):
-            standing = mirror.memory.standing(subdir.path)
-            known = Validators()
-            if standing.sha256 and mirror.store.index_path(subdir.path).exists():
-                known = published(standing) if trusted(standing, time.time()) else Validators(standing.url)
-            searches.append(Search(fetcher, subdir, standing, known))
-    return searches
+    wanted = [subdir for subdir in mirror.config.subdirs() if fnmatchcase(str(subdir.path), only)]
+    return [begin_search(mirror, subdir, fetcher) for subdir in wanted]
+
+
+def begin_search(mirror: Mirror, subdir: Subdir, fetcher: Fetcher) -> Search:
+    """Ask for the index of a subdir."""
+    standing = mirror.memory.standing(subdir.path)
+    known = Validators()
+    if standing.sha256 and mirror.store.index_path(subdir.path).exists():
+        known = published(standing) if trusted(standing, time.time()) else Validators(standing.url)
+    return Search(fetcher, subdir, standing, known)
 
 
 def published(standing: Standing) -> Validators:

@@ -2,7 +2,8 @@
 
 Every file is hashed again. A round that was broken off is continued: each file's last hash is remembered with
 its time. What is damaged is put aside, and with `--repair` fetched again; whatever stays damaged or missing is
-taken out of the served index, so that the mirror is closed again, and the next sync fetches it.
+taken out of the served index, so that the mirror is closed again, and the next sync fetches it. Where the site
+fetches on demand, it stays named.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import PurePosixPath
@@ -23,13 +24,12 @@ from pathlib import PurePosixPath
 import msgspec
 
 from lanmirror_sync import installers, proof
-from lanmirror_sync.config import Subdir
+from lanmirror_sync.config import ALL, Subdir
 from lanmirror_sync.fetch import BIG_BYTES, Fetcher
 from lanmirror_sync.installers import Ledger
 from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.plan import PACKAGE_SUFFIXES
-from lanmirror_sync.publish import Content, Publisher
-from lanmirror_sync.repodata import RepodataError
+from lanmirror_sync.publish import Kept, Publisher
 from lanmirror_sync.report import Progress, Report, in_words, is_everybodys
 from lanmirror_sync.sinks import Download, Expected
 from lanmirror_sync.store import cores, hasher_of
@@ -79,6 +79,7 @@ class Inspection:
         missing: those that are named and not there.
         damaged: those that are there with other bytes.
         formats: what is wrong with the formats of the index.
+        kept: where packages come on demand, the upstream's index that is kept.
     """
 
     folder: PurePosixPath
@@ -89,6 +90,7 @@ class Inspection:
     missing: list[Item] = field(default_factory=list)
     damaged: list[Item] = field(default_factory=list)
     formats: list[str] = field(default_factory=list)
+    kept: Kept | None = None
 
 
 class Verification:
@@ -154,11 +156,14 @@ class Verification:
         """Hash a subdir's packages and hold its formats against each other."""
         path = subdir.path
         inspection = Inspection(path, subdir)
-        index = self._publisher.served(path)
-        if index is None:
-            self.report.fail(str(path), f"{path}: no index is served; sync it first")
-            return inspection
-        inspection.formats = list(proof.problems(self._store.path(path), index))
+        with self._store.alone(path):
+            index = self._publisher.served(path)
+            if index is None:
+                self.report.fail(str(path), f"{path}: no index is served; sync it first")
+                return inspection
+            inspection.formats = list(proof.problems(self._store.path(path), index))
+            if self._config.on_demand and self._store.index_path(path).exists():
+                inspection.kept = Kept(self._store, path)
         there = {name: size for name, size, _ in self._store.files(path) if name.endswith(PACKAGE_SUFFIXES)}
         inspection.referenced = len(index.packages)
         inspection.orphaned = len(there.keys() - index.packages.keys())
@@ -167,6 +172,10 @@ class Verification:
         inspection.held = (
             inspection.referenced - len(inspection.missing) - sum(i.name in index.packages for i in inspection.damaged)
         )
+        if self._config.on_demand:
+            # The rest comes on demand; but what was here, and is to be, is lost.
+            once = {item.name for item in self._unnamed(path, set())} if subdir.hold == ALL else set()
+            inspection.missing = [item for item in inspection.missing if item.name in once]
         return inspection
 
     def _dist(self, path: PurePosixPath, began: float) -> Inspection:
@@ -260,6 +269,7 @@ class Verification:
         big = [download for download in downloads if (download.expected.size or 0) > BIG_BYTES]
         self._fetcher.feed(iter(small), iter(big))
         self._fetcher.close_feed()
+        kept = {str(inspection.folder): inspection.kept for inspection in inspections}
         for done in self._fetcher.results():
             if done is None:
                 self._progress.tick()
@@ -269,6 +279,10 @@ class Verification:
             path = PurePosixPath(download.owner, download.name)
             if done.landed is None:
                 log.error("%s: cannot be repaired: %s", path, done.error)
+                continue
+            index = kept[download.owner]
+            if index and not self._publisher.land(path.parent, index, path.name, done.landed):
+                log.error("%s: is not repaired, since a later index names other bytes, or none", path)
                 continue
             row = (download.name, done.landed.size, done.landed.mtime_ns, bytes.fromhex(done.landed.digest))
             self._memory.verify(download.owner, [row])
@@ -282,9 +296,10 @@ class Verification:
         else:
             urls = installers.urls_of(self._config, str(inspection.folder), item.name)
         digest = item.digest.hex()
+        target = self._store.staged_path(path) if inspection.kept else self._store.path(path)
         return Download(
             str(inspection.folder), item.name, urls,
-            Expected(item.size, item.algorithm, digest), self._store.partial_path(path, digest), self._store.path(path),
+            Expected(item.size, item.algorithm, digest), self._store.partial_path(path, digest), target,
         )  # fmt: skip
 
     def _settle(self, inspection: Inspection, fixed: set[PurePosixPath]) -> None:
@@ -305,8 +320,9 @@ class Verification:
             else:
                 self.report.fail(folder, f"{path}: {problem}")
         names = {item.name for item in wrong}
-        if inspection.subdir and (remake or names):
-            self._republish(path, names)
+        gone = set() if self._config.on_demand else names
+        if inspection.subdir and (remake or gone):
+            self._republish(path, gone)
         for item in inspection.damaged:
             if item in wrong:
                 self._keep_aside(path / item.name)
@@ -332,34 +348,26 @@ class Verification:
     def _note(self, inspection: Inspection, wrong: Sequence[Item]) -> None:
         """See to it that the next sync looks at a subdir again, whatever the upstream says."""
         path, memory = inspection.folder, self._memory
-        standing = memory.standing(path)
-        if standing.held is not None:
-            gone = sum(item.size or 0 for item in wrong)
-            standing = msgspec.structs.replace(
-                standing, held=max(standing.held - len(wrong), 0), size=max(standing.size - gone, 0),
-                missing=standing.missing + len(wrong),
-            )  # fmt: skip
-        failures = self.report.failures.get(str(path), standing.failures)
-        memory.note_standing(path, msgspec.structs.replace(standing, complete=False, failures=failures))
+        with self._store.alone(path):
+            standing = memory.standing(path)
+            if standing.held is not None:
+                gone, on_demand = sum(item.size or 0 for item in wrong), self._config.on_demand
+                standing = msgspec.structs.replace(
+                    standing, held=max(standing.held - len(wrong), 0), size=max(standing.size - gone, 0),
+                    named=max(standing.named - len(wrong) * (not on_demand), 0),
+                    missing=standing.missing + len(wrong) * (not on_demand),
+                )  # fmt: skip
+            failures = self.report.failures.get(str(path), standing.failures)
+            standing = msgspec.structs.replace(standing, complete=False, indexed=False, failures=failures)
+            memory.note_standing(path, standing)
+            memory.commit(self._store.flush_all)
 
     def _republish(self, path: PurePosixPath, leave_out: set[str]) -> None:
         """Serve what is served, without what is not there undamaged."""
-        index = self._publisher.served(path)
-        if index is None:
-            return
-        beside = {}
-        for name in ("current_repodata.json", "run_exports.json"):
-            file = self._store.path(path / name)
-            beside[name] = file.read_bytes() if file.exists() else None
-        content = Content(
-            index, frozenset(leave_out), current=beside["current_repodata.json"],
-            run_exports=beside["run_exports.json"], bz2=self._store.path(path / "repodata.json.bz2").exists(),
-        )  # fmt: skip
-        try:
-            self._publisher.publish(path, content)
-        except RepodataError as error:
-            log.warning("%s: %s; it is served without", path, error)
-            self._publisher.publish(path, replace(content, current=None, run_exports=None))
+        with self._store.alone(path):
+            index = self._publisher.served(path)
+            if index is not None:
+                self._publisher.restrict(path, index, leave_out)
 
     def _keep_aside(self, path: PurePosixPath) -> None:
         """Keep a damaged file for whoever wants to know what happened to it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -16,18 +16,26 @@ import msgspec
 from lanmirror_sync import repodata
 from lanmirror_sync.answers import FetchError
 from lanmirror_sync.channeldata import Channeldata
-from lanmirror_sync.config import Options
+from lanmirror_sync.config import ALL, NONE, Options, Subdir
 from lanmirror_sync.fetch import BIG_BYTES, Fetcher
 from lanmirror_sync.mirror import Mirror
-from lanmirror_sync.plan import Plan, in_order, matcher, package_of
-from lanmirror_sync.publish import NOTHING, RECIPE, Content, Edition, Publisher, stamps
+from lanmirror_sync.plan import (
+    PACKAGE_SUFFIXES,
+    Plan,
+    compare,
+    in_order,
+    known_files,
+    matcher,
+    package_of,
+    too_many,
+)
+from lanmirror_sync.publish import NOTHING, RECIPE, Content, Edition, Kept, Publisher, stamps
 from lanmirror_sync.repodata import Index, Package, RepodataError
 from lanmirror_sync.report import Report
 from lanmirror_sync.shards import RecordError
 from lanmirror_sync.sinks import Download, Expected, Landed
-from lanmirror_sync.standing import Standing
 from lanmirror_sync.store import cores, digest
-from lanmirror_sync.survey import Finding
+from lanmirror_sync.survey import Finding, related_here
 from lanmirror_sync.sweep import Sweeper
 from lanmirror_sync.upstream import Beside, trust, unpack
 from lanmirror_sync.wrongs import Suspect, Wrongs
@@ -62,7 +70,8 @@ class Work:
 
     Attributes:
         finding: where it begins; its index is let go when it was published.
-        plan: the finding's, with every file hashed that had to be.
+        plan: the finding's, with every file hashed that had to be; with `on_demand` as of when the index was published.
+        fetches: whether its packages are fetched.
         beside: the files beside the index, which are being asked for.
         pending: how many of its packages are not settled.
         refused: why records of the index are left out as faulty, a message each.
@@ -78,14 +87,16 @@ class Work:
         extras: what came of `beside`.
         ahead: the index as it is published if all of its packages come, where it was made already.
         broken: whether it was given up: nothing more is published.
+        kept: with `on_demand`, the upstream's index that is kept; None until it is published.
         done: whether it was published for the last time in this run.
     """
 
     finding: Finding
     plan: Plan
+    fetches: bool
     beside: Beside
-    pending: int
     refused: list[str]
+    pending: int = 0
     unwritable: set[str] = field(default_factory=set)
     suspects: list[Suspect] = field(default_factory=list)
     doubted: set[str] = field(default_factory=set)
@@ -98,6 +109,7 @@ class Work:
     extras: Extras | None = None
     ahead: Edition | None = None
     broken: bool = False
+    kept: Kept | None = None
     done: bool = False
 
     @property
@@ -113,12 +125,23 @@ class Work:
     @functools.cached_property
     def wanted(self) -> dict[str, Package]:
         """The packages to fetch, by file name."""
-        return {package.file_name: package for package in (*self.plan.fetch, *self.plan.replace)}
+        packages = (*self.plan.fetch, *self.plan.replace) if self.fetches else ()
+        return {package.file_name: package for package in packages}
 
     @property
     def need(self) -> int:
         """What it takes of the disk: its packages, and its index in all formats beside the former ones, in bytes."""
-        return self.plan.download_bytes + 2 * self.finding.size
+        return self.plan.download_bytes * self.fetches + self.index_need * (not self.indexed)
+
+    @property
+    def indexed(self) -> bool:
+        """With `on_demand`, whether its index is published."""
+        return self.kept is not None
+
+    @property
+    def index_need(self) -> int:
+        """What its index takes of the disk."""
+        return 2 * self.finding.size
 
 
 class Desk:
@@ -143,20 +166,29 @@ class Desk:
         for message in finding.refused:
             self._report.fail(str(path), message)
         plan = self._hashed(path, finding.plan)
+        fetches = finding.subdir.hold == ALL and not self._options.indexes
+        beside, refused = Beside(self._fetcher, finding.beside), list(finding.refused)
+        if self._mirror.config.on_demand:
+            return Work(finding, plan, fetches, beside, refused)
         if finding.sent.data is not None:
             store.write_file(store.index_path(path), finding.sent.data)
         self._kept += finding.size
         index = finding.index if self._kept <= KEPT_BYTES else None
         finding = replace(finding, sent=replace(finding.sent, data=None), index=index)
-        beside, refused = Beside(self._fetcher, finding.beside), list(finding.refused)
-        work = Work(finding, plan, beside, plan.files, refused, moved=time.monotonic())
-        for name in self.wrongs.names(str(path)):
-            package = work.wanted.get(name)
-            if package and self.wrongs.doubted(str(path), name, package.digest):
-                work.doubted.add(name)
-                if suspect := self.wrongs.suspect(str(path), name, package.digest):
-                    work.suspects.append(suspect)
+        work = Work(finding, plan, fetches, beside, refused)
+        self._aim(work)
         return work
+
+    def _aim(self, work: Work) -> None:
+        """Take on the packages of a subdir, and see which of them were wrong the last time."""
+        path = str(work.path)
+        work.pending, work.moved = len(work.wanted), time.monotonic()
+        for name in self.wrongs.names(path):
+            package = work.wanted.get(name)
+            if package and self.wrongs.doubted(path, name, package.digest):
+                work.doubted.add(name)
+                if suspect := self.wrongs.suspect(path, name, package.digest):
+                    work.suspects.append(suspect)
 
     def downloads(self, work: Work, *, big: bool) -> Iterator[Download]:
         """Yield what is to be fetched for a subdir, of one size, as it is asked for: half a million are too much."""
@@ -176,7 +208,8 @@ class Desk:
             str(work.path), name, tuple(f"{url}/{name}" for url in work.finding.urls),
             Expected(package.size, package.algorithm, package.digest),
             store.partial_path(path, package.digest),
-            store.staged_path(path) if name in work.replaced else store.path(path), name in work.doubted,
+            store.staged_path(path) if work.indexed or name in work.replaced else store.path(path),
+            name in work.doubted,
         )  # fmt: skip
 
     def settled(self, work: Work, name: str, landed: Landed | None, error: FetchError | None) -> None:
@@ -191,9 +224,9 @@ class Desk:
             self._lost(work, name, str(error))
             return
         self.wrongs.forget(path, name)
-        if name in work.replaced:
+        if work.kept is None and name in work.replaced:
             work.staged[name] = landed
-        else:
+        elif work.kept is None or self.publisher.land(work.path, work.kept, name, landed):
             self.remember(path, name, landed)
 
     def known_wrong(self, work: Work, suspect: Suspect) -> None:
@@ -227,7 +260,10 @@ class Desk:
         store, memory = self._mirror.store, self._mirror.memory
 
         def right(package: Package) -> bool:
-            return digest(store.path(path / package.file_name), package.algorithm) == package.digest
+            try:
+                return digest(store.path(path / package.file_name), package.algorithm) == package.digest
+            except FileNotFoundError:  # another run deleted it
+                return False
 
         held = size = 0
         wrong = []
@@ -260,7 +296,9 @@ class Desk:
 
         Not where it was put away, or where it is published in two steps: its formats depend on the first.
         """
-        may = work.pending and not (work.ahead or work.early or work.failed or work.replaced or work.suspects)
+        may = work.pending and not (
+            work.indexed or work.ahead or work.early or work.failed or work.replaced or work.suspects
+        )
         if may and work.finding.index and work.beside.answered():
             try:
                 work.ahead = self.publisher.make(work.path, self._content(work, work.finding.index))
@@ -307,7 +345,7 @@ class Desk:
         if not awaited:
             gone = {*work.plan.orphans, *(lost - former.packages.keys())} - former.packages.keys()
             self.sweeper.packages(path, sorted(gone), work.plan.unwanted, len(sizes) + len(gone))
-        self._note(work, index, missing, held=len(sizes), size=sum(sizes), published=time.time())
+        self._note(work, index, missing, named=len(sizes), held=len(sizes), size=sum(sizes), published=time.time())
         self._mirror.memory.commit(self._mirror.store.flush_all)
         log.info(
             "%s: published, %d packages%s%s%s", path, len(sizes),
@@ -321,11 +359,121 @@ class Desk:
             work.extras = None
         return True
 
+    # ---- on demand -------------------------------------------------------------------------------------
+
+    def publish_complete(self, work: Work) -> bool:
+        """Serve the upstream's index as it is, before its packages: what is not here, the site fetches on demand.
+
+        A file of other bytes than the index names is deleted, since it would be served in place of the right one.
+
+        Returns:
+            Whether that could be: another run may have published an index since the upstream was asked for this one,
+            and only the upstream can tell which of the two is newer.
+        """
+        path, finding, memory, store = work.path, work.finding, self._mirror.memory, self._mirror.store
+        subdir, sent = finding.subdir, finding.sent
+        with store.alone(path):
+            if memory.standing(path).published != finding.standing.published:
+                return False
+            index = finding.index or self._read_again(work)
+            plan = work.plan = self._hashed(path, self._compared(path, index))
+            if self._is_too_much(path, plan):
+                work.broken = True
+                return True
+            if sent.data is not None:
+                store.write_file(store.index_path(path), sent.data)
+            content = self._put(work, self._content(work, index))
+            memory.forget(str(path), work.replaced)
+            whole, held, size = self._extras(work).complete, plan.held, plan.held_bytes
+            for name in self._sweep(subdir, plan, len(index.packages)):
+                if subdir.hold == NONE and name in index.packages and name not in plan.excluded:
+                    held, size = held - 1, size - (index.packages[name].size or 0)
+            self._aim(work)
+            work.kept = Kept(store, path)
+            awaited = subdir.hold == ALL and plan.files > 0
+            named = len(index.packages.keys() - content.leave_out)
+            self.note(
+                path, in_sync=not awaited, hold=subdir.hold, on_demand=True, indexed=whole,
+                complete=whole and not awaited, url=sent.validators.url, etag=sent.validators.etag,
+                last_modified=sent.validators.last_modified,
+                trust=trust(sent, finding.standing, len(index.packages), time.time()), sha256=sent.sha256,
+                form=sent.form, stale=sent.stale, exclude=list(self._mirror.config.exclude), recipe=RECIPE,
+                listed=len(index.packages), named=named, held=held, size=size,
+                missing=finding.standing.missing if awaited else 0, refused=work.refused, published=time.time(),
+            )  # fmt: skip
+        log.info("%s: published, %d packages, of which %d are held", path, named, held)
+        work.finding, work.extras = replace(finding, sent=replace(sent, data=None), index=None), None
+        work.done = not work.wanted
+        return True
+
+    def finish(self, work: Work) -> None:
+        """Note how a subdir stands whose packages are settled; its index may be a later one by now."""
+        path = work.path
+        with self._mirror.store.alone(path):
+            plan = self._compared(path, self._read_again(work))
+            missing = len(work.failed.keys() & {package.file_name for package in plan.fetch})
+            standing = self._mirror.memory.standing(path)
+            self.note(
+                path, in_sync=work.failed.keys() <= work.accepted, held=plan.held, size=plan.held_bytes,
+                missing=missing, complete=standing.indexed and not (plan.files or plan.check),
+            )  # fmt: skip
+        log.info("%s: %d packages are held, %d could not be had", path, plan.held, missing)
+
+    def restrict(self, path: PurePosixPath) -> None:
+        """Have the served index of a subdir name only what is held: the site does not fetch the rest any more."""
+        with self._mirror.store.alone(path):
+            index = self.publisher.served(path)
+            if index is not None:
+                plan = self._hashed(path, self._compared(path, index))
+                lost = {package.file_name for package in (*plan.fetch, *plan.replace)} | plan.excluded
+                self.publisher.restrict(path, index, lost)
+                held = len(index.packages) - len(lost)
+                self._change(
+                    path, named=held, held=held, size=plan.held_bytes, on_demand=False, complete=False,
+                    published=time.time(), stamps=stamps(self._mirror.store, path),
+                )  # fmt: skip
+                log.info("%s: nothing comes on demand any more; it is served with the %d packages here", path, held)
+
+    def _compared(self, path: PurePosixPath, index: Index) -> Plan:
+        """Return what a subdir needs now."""
+        memory, store = self._mirror.memory, self._mirror.store
+        known = known_files(store.files(path), memory.verified(str(path)), index.packages)
+        return compare(index.packages, known, self._mirror.config.exclude)
+
+    def _is_too_much(self, path: PurePosixPath, plan: Plan) -> bool:
+        """Tell, and say so, whether an index names other bytes for more of what is held than an upstream changes."""
+        sound = known_files(self._mirror.store.files(path), self._mirror.memory.verified(str(path)))
+        wrong = sum(isinstance(sound.get(package.file_name), bytes) for package in plan.replace)
+        limit = self._mirror.config.max_delete
+        if not too_many(wrong, plan.held + wrong, limit):
+            return False
+        self._report.fail(
+            str(path),
+            f"{path}: the upstream's index has other bytes for {wrong} of {plan.held + wrong} packages that are held; "
+            f"that is more than max_delete ({limit:g} %) lets go at once, and ours is kept; if the upstream is right, "
+            "run once with --max-delete 100",
+        )
+        self.note_failure(path, of_index=True)
+        return True
+
+    def _sweep(self, subdir: Subdir, plan: Plan, named: int) -> Sequence[str]:
+        """See to the packages that are not to be held; return those that were deleted."""
+        path = subdir.path
+        if subdir.hold == ALL:
+            return self.sweeper.packages(path, plan.orphans, plan.unwanted, named + len(plan.orphans))
+        here = {name for name, _, _ in self._mirror.store.files(path) if name.endswith(PACKAGE_SUFFIXES)}
+        if here:
+            log.info("%s: none is to be held, and %d are here: --delete takes them after their grace", path, len(here))
+        return self.sweeper.packages(path, sorted(here), here, len(here))
+
+    # ---- what is put in place ----------------------------------------------------------------------------
+
     def _put(self, work: Work, content: Content) -> Content:
         """Put an index in place, without what cannot be written in every format; return what was put there."""
+        drop = work.replaced if self._mirror.config.on_demand else ()
         for _ in range(MOST_REFUSED):
             try:
-                self.publisher.publish(work.path, content, work.staged.keys(), work.ahead)
+                self.publisher.publish(work.path, content, work.staged.keys(), work.ahead, drop)
                 break
             except RecordError as error:
                 self._refuse(work, error)
@@ -361,7 +509,8 @@ class Desk:
     def _read_again(self, work: Work) -> Index:
         """Return an index that was put away while packages were fetched."""
         data = self._mirror.store.index_path(work.path).read_bytes()
-        return repodata.parse(unpack(data, work.finding.sent.form))
+        index = repodata.parse(unpack(data, work.finding.sent.form))
+        return related_here(self._mirror.config, work.finding.subdir, index)
 
     def _content(self, work: Work, index: Index, absent: Set[str] = frozenset(), former: Index = NOTHING) -> Content:
         """Return what is to be served of a subdir.
@@ -418,21 +567,32 @@ class Desk:
             url=sent.validators.url, etag=sent.validators.etag, last_modified=sent.validators.last_modified,
             trust=trust(sent, work.finding.standing, len(index.packages), time.time()),
             sha256=sent.sha256, form=sent.form, stale=sent.stale, exclude=list(self._mirror.config.exclude),
-            recipe=RECIPE, complete=done and self._extras(work).complete, listed=len(index.packages),
+            recipe=RECIPE, complete=done and self._extras(work).complete, on_demand=False, hold=ALL,
+            listed=len(index.packages),
             missing=missing, refused=work.refused, **changes,
         )  # fmt: skip
 
     def note(self, path: PurePosixPath, *, in_sync: bool, **changes: Any) -> None:
         """Remember how a subdir stands at the end of its part of the run."""
-        memory, now = self._mirror.memory, time.time()
-        failures = self._report.failures.get(str(path), [])
-        if in_sync and not failures:
-            changes["succeeded"] = now
-        changes |= {"checked": now, "failures": failures, "stamps": stamps(self._mirror.store, path)}
-        memory.note_standing(path, msgspec.structs.replace(memory.standing(path), **changes))
+        if in_sync and not self._report.failures.get(str(path)):
+            changes["succeeded"] = time.time()
+        self._change(path, checked=time.time(), stamps=stamps(self._mirror.store, path), **changes)
 
-    def note_failure(self, path: PurePosixPath, **changes: Any) -> None:
-        """Remember why a subdir was not worked on, or not to its end."""
+    def note_checked(self, path: PurePosixPath, **changes: Any) -> None:
+        """Remember that the index of a subdir is the upstream's still."""
+        self._change(path, checked=time.time(), **changes)
+
+    def note_failure(self, path: PurePosixPath, *, of_index: bool = False, **changes: Any) -> None:
+        """Remember why a subdir was not worked on, or not to its end; or of which no index can be had."""
+        self._change(path, of_index=of_index, **changes)
+
+    def _change(self, path: PurePosixPath, *, of_index: bool = False, **changes: Any) -> None:
+        """Change what is remembered of a subdir; another run may have done so, and is told of it at once."""
         memory, failures = self._mirror.memory, self._report.failures.get(str(path), [])
-        standing: Standing = msgspec.structs.replace(memory.standing(path), failures=failures, **changes)
-        memory.note_standing(path, standing)
+        # A refresh of indexes knows nothing of packages; a sync has the last word on both.
+        changes["index_failures"] = failures if of_index or self._options.indexes else []
+        if not self._options.indexes:
+            changes["failures"] = [] if of_index else failures
+        with self._mirror.store.alone(path):
+            memory.note_standing(path, msgspec.structs.replace(memory.standing(path), **changes))
+            memory.commit(self._mirror.store.flush_all)

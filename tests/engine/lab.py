@@ -154,6 +154,7 @@ class Lab:
             "upstream": {"repo": upstream.url, "cloud": f"{upstream.url}/cloud"},
         }
         self.genuine: set[str] = set()
+        self._given: set[tuple[str, str]] = set()
 
     @property
     def tree(self) -> Path:
@@ -163,8 +164,12 @@ class Lab:
     @property
     def subdirs(self) -> list[str]:
         """The subdirs that the settings ask for."""
-        pairs = itertools.product(self.settings["repos"], self.settings["arches"])
-        return [f"pkgs/{repo}/{arch}" for repo, arch in pairs] + [f"cloud/{entry}" for entry in self.settings["cloud"]]
+        names = {
+            key: [entry["name"] if isinstance(entry, dict) else entry for entry in self.settings[key]]
+            for key in ("repos", "cloud")
+        }
+        pairs = itertools.product(names["repos"], self.settings["arches"])
+        return [f"pkgs/{repo}/{arch}" for repo, arch in pairs] + [f"cloud/{name}" for name in names["cloud"]]
 
     def start(self, *arguments: str, env: Mapping[str, str] | None = None, **orders: Any) -> Running:
         """Start a run with the settings as they are now."""
@@ -187,7 +192,19 @@ class Lab:
 
     def remember(self) -> None:
         """Note the bytes that the upstream has now as genuine."""
-        self.genuine |= {hashlib.sha256(file.read_bytes()).hexdigest() for file in _payloads(self.tree)}
+        hashes = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in _payloads(self.tree)}
+        self.genuine |= set(hashes.values())
+        self._given |= {(str(file.relative_to(self.tree)), sha256) for file, sha256 in hashes.items()}
+
+    def came_on_demand(self, path: str, entry: outside.Entry) -> bool:
+        """Tell whether the upstream has had a file while the mirror knew its index, if the mirror counts on that."""
+        return bool(self.settings.get("on_demand")) and (path, entry.sha256) in self._given
+
+    def comes_on_demand(self, path: str, entry: outside.Entry) -> bool:
+        """Tell whether the upstream has a file now, if the mirror counts on that."""
+        file = self.tree / path
+        there = file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == entry.sha256
+        return bool(self.settings.get("on_demand")) and there
 
     def named(self, where: str) -> set[str]:
         """Return the file names that a served form of an index names, for example `pkgs/main/noarch/repodata.json`."""
@@ -196,7 +213,8 @@ class Lab:
     def problems(self, *, moving: bool = False) -> list[str]:
         """Check from outside, whatever state the last run left; return all that a client would stumble over."""
         subdirs = [subdir for subdir in self.subdirs if (self.mirror / subdir / "repodata.json").exists()]
-        return outside.check(self.served.url, subdirs, moving=moving, rest=False).problems + self.strangers()
+        found = outside.check(self.served.url, subdirs, moving=moving, rest=False, elsewhere=self.came_on_demand)
+        return found.problems + self.strangers()
 
     def strangers(self) -> list[str]:
         """Return what stands under a served name, whether an index names it or not, and is not the upstream's."""
@@ -209,7 +227,7 @@ class Lab:
 
     def check(self) -> outside.Findings:
         """Check a mirror at rest: no problems, every subdir there, all forms alike."""
-        findings = outside.check(self.served.url, self.subdirs)
+        findings = outside.check(self.served.url, self.subdirs, elsewhere=self.comes_on_demand)
         assert findings.problems + self.strangers() == []
         return findings
 

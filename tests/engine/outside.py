@@ -92,7 +92,18 @@ def named(base: str, where: str) -> set[str]:
     return set(_read(Client(base), subdir, form, Findings()) or ())
 
 
-def check(base: str, subdirs: Iterable[str], *, moving: bool = False, rest: bool = True) -> Findings:
+# Whether something else than the mirror gives a file, by its path: what an index names may come on demand.
+Elsewhere = Callable[[str, Entry], bool]
+
+
+def check(
+    base: str,
+    subdirs: Iterable[str],
+    *,
+    moving: bool = False,
+    rest: bool = True,
+    elsewhere: Elsewhere = lambda path, entry: False,
+) -> Findings:
     """Check all forms of the index of each subdir (`pkgs/main/linux-64`) below the address `base`.
 
     Args:
@@ -101,6 +112,7 @@ def check(base: str, subdirs: Iterable[str], *, moving: bool = False, rest: bool
         moving: a sync is running. A file that is not as the index said is then a problem only if the index,
             read anew, still says so.
         rest: the last run came to its end, so that all forms have to say the same.
+        elsewhere: see `Elsewhere`; it is asked for what is not there.
     """
     client, findings = Client(base), Findings()
     for subdir in subdirs:
@@ -114,10 +126,10 @@ def check(base: str, subdirs: Iterable[str], *, moving: bool = False, rest: bool
                 for name, entry in entries.items():
                     key = (entry.url, entry.sha256 or entry.md5)
                     if key not in seen:
-                        seen[key] = _problem(client, entry)
+                        seen[key] = _problem(client, entry, elsewhere)
                     if seen[key] and moving:
                         again = (_read(client, subdir, form, Findings()) or {}).get(name)
-                        seen[key] = _problem(client, entry) if again == entry else ""
+                        seen[key] = _problem(client, entry, elsewhere) if again == entry else ""
                     if seen[key]:
                         findings.problems.append(f"{where} names {name}: {seen[key]}")
             except Exception as error:  # whatever a client cannot read is a finding
@@ -127,13 +139,14 @@ def check(base: str, subdirs: Iterable[str], *, moving: bool = False, rest: bool
     return findings
 
 
-def _problem(client: Client, entry: Entry) -> str:
+def _problem(client: Client, entry: Entry, elsewhere: Elsewhere = lambda path, entry: False) -> str:
     """Return what is wrong with a file, "" if it is what the index says."""
     if not entry.url.startswith(f"{client.base}/"):
         return f"leads off the mirror: {entry.url}"
     status, body = client.get(entry.url)
     if status != http.client.OK:
-        return f"answers {status}"
+        given = status == http.client.NOT_FOUND and elsewhere(entry.url.removeprefix(f"{client.base}/"), entry)
+        return "" if given else f"answers {status}"
     if entry.size not in (None, len(body)):
         return f"has {len(body)} bytes, not {entry.size}"
     if entry.sha256 and hashlib.sha256(body).hexdigest() != entry.sha256:

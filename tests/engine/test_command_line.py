@@ -28,6 +28,18 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown arch": ({"arches": ["linux-65"]}, ["arches", "linux-65", "linux-64", "win-64"]),
     "repos as a string": ({"repos": "main"}, ["repos", "'main'", "list"]),
     "repo with a slash": ({"repos": ["main/../.."]}, ["repos", "main/../.."]),
+    "repo in part": ({"repos": [{"name": "main", "hold": "half"}]}, ["repos", "main", "'half'", "all, none"]),
+    "repo without a name": ({"repos": [{"hold": "all"}]}, ["repos", "{'hold': 'all'}", "{name: main, hold: none}"]),
+    "repo with an unknown key": ({"repos": [{"name": "main", "held": "all"}]}, ["repos", "'held'", "name, hold"]),
+    "repo twice": (
+        {"on_demand": True, "repos": ["main", {"name": "main", "hold": "none"}]},
+        ["repos", "main twice", "hold: all", "hold: none"],
+    ),
+    "nothing held and nothing on demand": (
+        {"cloud": [{"name": "conda-forge/noarch", "hold": "none"}]},
+        ["cloud", "conda-forge/noarch", "hold: none", "on_demand: true", "hold: all"],
+    ),
+    "on demand in words": ({"on_demand": "yes"}, ["on_demand", "'yes'", "true, false"]),
     "cloud without an arch": ({"cloud": ["conda-forge"]}, ["cloud", "conda-forge", "<channel>/<arch>"]),
     "cloud of an unknown arch": ({"cloud": ["conda-forge/linux"]}, ["cloud", "linux", "linux-64"]),
     "cloud that climbs": ({"cloud": ["../etc/linux-64"]}, ["cloud", "../etc/linux-64"]),

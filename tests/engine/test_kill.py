@@ -40,12 +40,32 @@ def an_update(lab: Lab) -> None:
     channel.index(lab.tree / "pkgs/main")
 
 
-@pytest.mark.parametrize("prepare", [nothing_yet, an_update])
-def test_killed_before_any_change_of_the_file_system(lab: Lab, prepare: Callable[[Lab], None], tmp_path: Path) -> None:
+def on_demand(lab: Lab) -> None:
+    """The same, where packages come on demand: of one channel those that are not here yet, of another all."""
+    lab.settings["on_demand"] = True
+    an_update(lab)
+    lab.settings["cloud"] = [{"name": "conda-forge/linux-64", "hold": "none"}]
+
+
+def on_demand_no_more(lab: Lab) -> None:
+    """The site fetched on demand, and does not any more: closed once a run has come so far, and not before."""
+    on_demand(lab)
+    assert lab.sync("--indexes").code == 0
+    lab.settings |= {"on_demand": False, "cloud": []}
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments"),
+    [(nothing_yet, ["--delete"]), (an_update, ["--delete"]), (on_demand, ["--delete"]), (on_demand, ["--indexes"]),
+     (on_demand_no_more, ["--delete"])],
+)  # fmt: skip
+def test_killed_before_any_change_of_the_file_system(
+    lab: Lab, prepare: Callable[[Lab], None], arguments: list[str], tmp_path: Path
+) -> None:
     prepare(lab)
     start, counter = tmp_path / "start", tmp_path / "count"
     shutil.copytree(lab.mirror, start)
-    assert lab.sync("--delete", count_to=str(counter)).code == 0
+    assert lab.sync(*arguments, count_to=str(counter)).code == 0
     lab.check()
     changes = int(counter.read_text())
     assert changes > POINTS
@@ -53,11 +73,11 @@ def test_killed_before_any_change_of_the_file_system(lab: Lab, prepare: Callable
     for point in sorted({1 + (changes - 1) * number // (POINTS - 1) for number in range(POINTS)}):
         shutil.rmtree(lab.mirror)
         shutil.copytree(start, lab.mirror)
-        run = lab.sync("--delete", die_at=point)
+        run = lab.sync(*arguments, die_at=point)
         # Threads make each run's number of changes its own: the last points may lie behind its end.
         assert run.code == -9 or point > changes * 0.8, f"was to die at {point} of {changes}: {run.log}"
-        assert lab.problems() == [], f"killed at {point} of {changes}"
-        run = lab.sync("--delete")
+        assert lab.problems() == [] or prepare is on_demand_no_more, f"killed at {point} of {changes}"
+        run = lab.sync(*arguments)
         assert run.code == 0, f"after a kill at {point} of {changes}: {run.log}"
         findings = lab.check()
         assert "tool-2.0-0.conda" in findings.named[f"{LINUX}/repodata.json"]

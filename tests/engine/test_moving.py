@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -62,6 +63,37 @@ def test_clients_see_a_closed_mirror_at_every_moment(lab: Lab) -> None:
             assert run.code == 0, run.log
     assert watch.problems == []
     assert watch.rounds >= ROUNDS // 2
+    lab.check()
+
+
+def test_clients_see_a_closed_mirror_while_both_kinds_of_runs_work_at_once(lab: Lab) -> None:
+    """On demand: what is named and not here, the upstream has had. Some runs are killed, and some find it gone."""
+    dice, churn = random.Random(9), Churn(lab, random.Random(9))
+    lab.settings |= {"on_demand": True, "delete_grace_hours": 0, "retries": 0, "max_delete": 60}
+    assert lab.sync().code == 0
+    with Watch.over(lab) as watch:
+        for number in range(2 * ROUNDS):
+            if number % 3:
+                churn.turn()
+            lab.settings["repos"] = ["main" if number % 7 else {"name": "main", "hold": "none"}]
+            sync = lab.start("--delete")
+            churn.turn()
+            refreshes = [lab.start("--indexes")]
+            if number % 5 == 0:
+                refreshes[0].kill()
+            codes = [refreshes[0].wait().code]
+            if number % 4 == 0:
+                time.sleep(dice.uniform(0, 0.2))
+                sync.kill()
+            ended = sync.wait()
+            assert codes[0] in (0, 1, -9)
+            assert ended.code in (0, 1, -9), ended.log
+    assert watch.problems == []
+    assert watch.rounds >= ROUNDS
+    lab.settings["repos"] = ["main"]
+    assert lab.sync("--delete", "--max-delete", "100").code == 0
+    assert lab.sync("--indexes").code == 0
+    assert lab.packages(LINUX) == lab.named(f"{LINUX}/repodata.json")
     lab.check()
 
 

@@ -79,7 +79,8 @@ class Upstream:
         self.faults: dict[str, Fault] = {}
         self.requests: list[Request] = []
         self.on_request: Callable[[Request], None] = lambda request: None
-        self.stopped = threading.Event()
+        # Ends every stall.
+        self.released = threading.Event()
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
@@ -101,7 +102,7 @@ class Upstream:
 
     def stop(self) -> None:
         """Stop answering; further connections are refused."""
-        self.stopped.set()
+        self.released.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -261,7 +262,7 @@ def _handler(upstream: Upstream) -> type[BaseHTTPRequestHandler]:
             if fault.stall:
                 self.wfile.write(body[: fault.stall_at])
                 self.wfile.flush()
-                upstream.stopped.wait(fault.stall)
+                upstream.released.wait(fault.stall)
                 body = body[fault.stall_at :]
             self.wfile.write(body)
             if fault.cut is not None or (fault.length is not None and fault.length != len(body)):
