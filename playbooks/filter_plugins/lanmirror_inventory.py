@@ -112,6 +112,16 @@ def _list(host: Mapping[str, Any], name: str) -> list[str]:
     return [str(item) for item in value] if isinstance(value, Iterable) and not isinstance(value, Mapping) else []
 
 
+def _entries(host: Mapping[str, Any], name: str) -> list[str]:
+    """Return the names of a list of repos or channels, of which an entry is a name or a mapping that has one."""
+    value = _value(host, name)
+    if isinstance(value, str) and value.startswith("["):
+        value = yaml.safe_load(value)
+    if not isinstance(value, Iterable) or isinstance(value, str | Mapping):
+        return []
+    return [str(item.get("name", "") if isinstance(item, Mapping) else item) for item in value]
+
+
 def _address(text: str) -> IPv4Address | IPv6Address | None:
     try:
         return ip_address(text.removeprefix("[").removesuffix("]"))
@@ -205,7 +215,7 @@ def wanted(hostvars: Hostvars, groups: Groups, half: str, name: str) -> tuple[st
 
 def channels(host: Mapping[str, Any]) -> list[str]:
     """Return the community channels of a Conda mirror, without their subdirs."""
-    return list(dict.fromkeys(entry.rpartition("/")[0] for entry in _list(host, "conda_mirror_cloud")))
+    return list(dict.fromkeys(entry.rpartition("/")[0] for entry in _entries(host, "conda_mirror_cloud")))
 
 
 def client(hostvars: Hostvars, groups: Groups, name: str) -> dict[str, Any]:
@@ -224,7 +234,7 @@ def client(hostvars: Hostvars, groups: Groups, name: str) -> dict[str, Any]:
     pypi, found["client_pypi_url"] = wanted(hostvars, groups, "pypi_cache", name)
     conda, found["client_conda_url"] = wanted(hostvars, groups, "conda_mirror", name)
     if conda is not None:
-        found["client_conda_repos"] = _list(hostvars[conda], "conda_mirror_repos")
+        found["client_conda_repos"] = _entries(hostvars[conda], "conda_mirror_repos")
         found["client_conda_channels"] = channels(hostvars[conda])
     found = {key: value if host.get(key) is None else host[key] for key, value in found.items()}
     found["client_tools"] = tools = _value(host, "client_tools")
@@ -479,7 +489,7 @@ def _of_client(hostvars: Hostvars, groups: Groups, name: str) -> list[str]:
     if conda is None or host.get("client_conda_url") or _text(host, "client_state") == "absent":
         return []
     held = {
-        "client_conda_repos": ("conda_mirror_repos", _list(hostvars[conda], "conda_mirror_repos")),
+        "client_conda_repos": ("conda_mirror_repos", _entries(hostvars[conda], "conda_mirror_repos")),
         "client_conda_channels": ("conda_mirror_cloud", channels(hostvars[conda])),
     }
     return [

@@ -82,6 +82,25 @@ def test_configuration_is_what_the_variables_say(tmp_path: Path) -> None:
     assert (config.timeout_seconds, config.delete_grace_hours, config.ca_bundle) == (9, 48, str(bundle))
 
 
+def test_configuration_of_what_comes_on_demand(tmp_path: Path) -> None:
+    config = load(
+        written(
+            tmp_path,
+            conda_mirror_on_demand="yes",
+            conda_mirror_repos=[{"name": "main", "hold": "none"}, "r"],
+            conda_mirror_arches=["noarch"],
+            conda_mirror_cloud=[{"name": "conda-forge/label/broken/noarch", "hold": "none"}],
+        ),
+        {},
+    )
+    assert config.on_demand
+    assert [(str(subdir.path), subdir.hold) for subdir in config.subdirs()] == [
+        ("pkgs/main/noarch", "none"),
+        ("pkgs/r/noarch", "all"),
+        ("cloud/conda-forge/label/broken/noarch", "none"),
+    ]
+
+
 def test_bundle_of_the_controller_is_the_engines_where_the_server_has_none() -> None:
     given: dict[str, Any] = {"conda_mirror_ca_bundle": "/srv/lab.pem"}
     for stat, wanted in (({"isreg": True}, "/srv/lab.pem"), ({}, "/opt/lanmirror/conda_mirror/way-out.pem")):
@@ -139,6 +158,8 @@ def test_good_input_is_accepted() -> None:
         refusals(conda_mirror_working_dir="/data/conda/", conda_mirror_cron_hour=3, conda_mirror_limit_rate=1000) == []
     )
     assert refusals(conda_mirror_http_proxy="http://user:secret@proxy.lab.lan:3128") == []
+    on_demand: dict[str, Any] = {"conda_mirror_on_demand": "yes", "conda_mirror_index_minutes": "60"}
+    assert refusals(conda_mirror_repos=[{"name": "main", "hold": "none"}, {"name": "r"}], **on_demand) == []
 
 
 @pytest.mark.parametrize(
@@ -163,6 +184,16 @@ def test_good_input_is_accepted() -> None:
         ({"delete": "maybe"}, ("conda_mirror_delete is 'maybe'", "true, false")),
         ({"cron_enabled": 2}, ("conda_mirror_cron_enabled is '2'", "true, false")),
         ({"remove_data": "all"}, ("conda_mirror_remove_data is 'all'", "true, false")),
+        ({"on_demand": "maybe"}, ("conda_mirror_on_demand is 'maybe'", "true, false")),
+        (
+            {"repos": ["main", {"name": "r", "hold": "none"}]},
+            ("conda_mirror_repos", "hold: none for r", "on_demand: true"),
+        ),
+        ({"cloud": [{"name": "a/noarch", "hold": "some"}]}, ("conda_mirror_cloud", "a/noarch", "'some'", "all, none")),
+        ({"repos": [{"name": "main", "held": "all"}]}, ("conda_mirror_repos", "'held'", "name, hold")),
+        ({"index_minutes": "0"}, ("conda_mirror_index_minutes is '0'", "from 1 to 60")),
+        ({"index_minutes": 61}, ("conda_mirror_index_minutes is '61'", "from 1 to 60")),
+        ({"index_minutes": True}, ("conda_mirror_index_minutes is 'True'", "from 1 to 60")),
         ({"cron_hour": "24"}, ("conda_mirror_cron_hour is '24'", "0 to 23")),
         ({"working_dir": "/srv/a b"}, ("conda_mirror_working_dir is '/srv/a b'", "letters, digits")),
         ({"working_dir": "/srv/../a"}, ("conda_mirror_working_dir is '/srv/../a'", "an absolute path")),
@@ -355,14 +386,25 @@ def test_entry_for_cron() -> None:
     assert "\n*/15 3 * * sat,sun conda-mirror " in text
 
 
-def run_command(tmp_path: Path, code: int, *, delete: bool = False) -> tuple[int, str, str]:
+@pytest.mark.parametrize(("minutes", "field"), [(30, "*/30"), ("5", "*/5"), (60, "0")])
+def test_entry_for_cron_that_refreshes_the_indexes(minutes: Any, field: str) -> None:
+    text = render("conda_mirror", "cron.j2", conda_mirror_on_demand=True, conda_mirror_index_minutes=minutes)
+    assert text.splitlines()[-2].endswith("lanmirror-conda-sync logged")
+    command = "conda-mirror /usr/local/bin/lanmirror-conda-sync logged sync --indexes"
+    assert text.splitlines()[-1] == f"{field} * * * * {command}"
+    assert checks.cron_problem(field, "minute") == ""
+
+
+def run_command(
+    tmp_path: Path, code: int, *arguments: str, delete: bool = False, log: str = "log"
+) -> tuple[int, str, str]:
     """Run the scheduled sync with an engine that ends with `code`; return exit code, messages, and the log."""
     (tmp_path / "bin").mkdir(parents=True)
     (tmp_path / "src-1").mkdir()
     (tmp_path / "src").symlink_to("src-1")
     for name, body in {
         "python": f'echo "$@ $http_proxy"; umask; exit {code}',
-        "logger": 'shift 5; echo "$@" >&2',
+        "logger": 'echo "$@" >>"${0%/*}/journal"; case " $* " in *" --stderr "*) echo "$@" >&2 ;; esac',
         "id": "echo 999",
     }.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
@@ -374,10 +416,11 @@ def run_command(tmp_path: Path, code: int, *, delete: bool = False) -> tuple[int
         conda_mirror_delete=delete,
         __conda_mirror_current=str(tmp_path),
         __conda_mirror_log=str(tmp_path / "log"),
+        __conda_mirror_index_log=str(tmp_path / "indexes.log"),
         conda_mirror_working_dir=str(tmp_path / "mirror"),
     )
     result = subprocess.run(
-        ["/bin/sh", "-s", "logged"],
+        ["/bin/sh", "-s", "logged", *arguments],
         input=text,
         env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"},
         # As hardening guides have it; Nginx must be able to read what is written.
@@ -386,7 +429,7 @@ def run_command(tmp_path: Path, code: int, *, delete: bool = False) -> tuple[int
         text=True,
         check=False,
     )
-    return result.returncode, result.stdout + result.stderr, (tmp_path / "log").read_text()
+    return result.returncode, result.stdout + result.stderr, (tmp_path / log).read_text()
 
 
 @pytest.mark.parametrize("code", [0, 3])
@@ -408,14 +451,35 @@ def test_scheduled_sync_says_why_it_failed(tmp_path: Path, code: int, why: str) 
     assert why in messages
 
 
+def test_refresh_of_the_indexes_has_a_log_of_its_own(tmp_path: Path) -> None:
+    _, messages, log = run_command(tmp_path, 0, "sync", "--indexes", delete=True, log="indexes.log")
+    assert messages == ""
+    assert "anaconda_sync.py sync --indexes --config" in log
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize(("code", "mailed"), [(1, False), (5, False), (2, True), (4, True), (70, True)])
+def test_refresh_of_the_indexes_that_failed_is_mailed_where_it_is_no_outage(
+    tmp_path: Path, code: int, mailed: bool
+) -> None:
+    returned, messages, _ = run_command(tmp_path, code, "sync", "--indexes", log="indexes.log")
+    assert returned == code
+    assert (f"the refresh of the indexes ended with exit code {code}: " in messages) == mailed
+    assert f"exit code {code}: " in (tmp_path / "bin/journal").read_text()
+
+
+@pytest.mark.parametrize("name", ["lock", "lock-indexes"])
 @pytest.mark.parametrize(("hours", "said"), [(1, False), (47, False), (49, True)])
-def test_scheduled_sync_says_so_when_another_goes_on_for_days(tmp_path: Path, hours: int, said: bool) -> None:
-    lock = tmp_path / "mirror/.lanmirror/lock"
+def test_scheduled_sync_says_so_when_another_goes_on_for_days(
+    tmp_path: Path, hours: int, said: bool, name: str
+) -> None:
+    lock = tmp_path / "mirror/.lanmirror" / name
     lock.parent.mkdir(parents=True)
     lock.touch()
     began = time.time() - hours * 3600
     os.utime(lock, (began, began))
-    returned, messages, _ = run_command(tmp_path, 3)
+    arguments = ["sync", "--indexes"] if name == "lock-indexes" else []
+    returned, messages, _ = run_command(tmp_path, 3, *arguments, log="indexes.log" if arguments else "log")
     assert returned == 3
     assert ("two days" in messages) == said
 

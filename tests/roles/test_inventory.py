@@ -172,6 +172,10 @@ def test_repos_and_channels_are_those_of_the_mirror() -> None:
     assert derived["client_conda_repos"] == ["main", "r"]
     assert derived["client_conda_channels"] == ["conda-forge", "lab/label/dev"]
     assert client(one(conda_mirror_repos="['main']"))["client_conda_repos"] == ["main"]
+    text = client(one(conda_mirror_repos="[{'name': 'main', 'hold': 'none'}, 'r']"))
+    assert text["client_conda_repos"] == ["main", "r"]
+    mappings = [{"name": entry, "hold": "none"} for entry in cloud]
+    assert client(one(conda_mirror_cloud=mappings))["client_conda_channels"] == ["conda-forge", "lab/label/dev"]
     assert client(one())["client_conda_repos"] == ["main", "free", "r", "msys2"]
 
 

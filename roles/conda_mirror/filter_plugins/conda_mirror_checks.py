@@ -26,7 +26,8 @@ SWITCHES = (
     "conda_mirror_remove_data",
 )
 # The texts that Ansible's filter `bool` takes for true and false.
-TRUE_OR_FALSE = {"true", "t", "yes", "y", "on", "1", "false", "f", "no", "n", "off", "0"}
+TRUE = {"true", "t", "yes", "y", "on", "1"}
+TRUE_OR_FALSE = TRUE | {"false", "f", "no", "n", "off", "0"}
 URLS = {
     "conda_mirror_http_proxy": "http://proxy.lab.lan:3128",
     "conda_mirror_pip_index_url": "https://pypi.lab.lan/simple",
@@ -44,6 +45,7 @@ SHAPES = {
     "conda_mirror_upstream": "{'repo':'https://mirror.example.org/anaconda'}",
 }
 CRON_FIELDS = {"minute": (0, 59), "hour": (0, 23), "weekday": (0, 7)}
+MINUTES = 60
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _CRON_PART = re.compile(r"(?:\*|(?P<first>\w+)(?:-(?P<last>\w+))?)(?P<step>/0*[1-9][0-9]*)?", re.ASCII)
 
@@ -76,7 +78,9 @@ def problems(given: Mapping[str, Any], name: str, facts: Mapping[str, Any]) -> l
     empty = [key for key, value in values.items() if value is None]
     if empty:
         return [f'{key} is null; leave it out, or give it a value ("", [] or {{}} for none)' for key in empty]
-    rules = (config_problem(values), _working_dir_problem(values), _names_problem(values))
+    rules = (
+        config_problem(values), _working_dir_problem(values), _names_problem(values), _index_minutes_problem(values),
+    )  # fmt: skip
     cron = [cron_problem(values[f"conda_mirror_cron_{field}"], field) for field in CRON_FIELDS]
     urls = [_url_problem(key, values[key]) for key in URLS]
     switches = [f"{key} is '{values[key]}'; allowed: true, false" for key in SWITCHES if not _is_switch(values[key])]
@@ -114,7 +118,9 @@ def config_problem(values: Mapping[str, Any]) -> str:
     engine = importlib.import_module("lanmirror_sync.config")
     settings = {key: values[PREFIX + key] for key in engine.DEFAULTS if PREFIX + key in values}
     for key, value in settings.items():
-        if isinstance(engine.DEFAULTS[key], int | float):
+        if isinstance(engine.DEFAULTS[key], bool):
+            settings[key] = str(value).strip().lower() in TRUE
+        elif isinstance(engine.DEFAULTS[key], int | float):
             settings[key] = _number(value)
     try:
         config = engine.parse({**settings, "ca_bundle": ""}, {})
@@ -157,6 +163,14 @@ def _names_problem(values: Mapping[str, Any]) -> str:
         f"conda_mirror_server_names is {names!r}; allowed: a list of host names, for example [conda.lab.lan]"
         f"{_hint('conda_mirror_server_names', values)}"
     )
+
+
+def _index_minutes_problem(values: Mapping[str, Any]) -> str:
+    """Return why cron could not run something every so many minutes; "" where it can."""
+    value = values["conda_mirror_index_minutes"]
+    if re.fullmatch("[0-9]{1,2}", str(value)) and 1 <= int(value) <= MINUTES:
+        return ""
+    return f"conda_mirror_index_minutes is '{value}'; allowed: a whole number from 1 to {MINUTES}"
 
 
 def _url_problem(name: str, value: Any) -> str:
