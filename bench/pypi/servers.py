@@ -161,11 +161,19 @@ def plain_nginx(folder: Path, body: str, url: str) -> contextlib.AbstractContext
     return nginx(folder, configuration, url)
 
 
-def site_files(folder: Path, **variables: Any) -> dict[str, str]:
+# The files of devpi's site, with their templates.
+DEVPI_SITE = {
+    "devpi/http.conf": ("devpi", "devpi-http.conf.j2"),
+    "devpi/locations.conf": ("devpi", "devpi-locations.conf.j2"),
+}
+
+
+def site_files(folder: Path, sites: Mapping[str, tuple[str, str]] = DEVPI_SITE, **variables: Any) -> dict[str, str]:
     """Return the files of the roles below /etc/nginx, for a site in another folder: its paths, nothing else, differ.
 
     Args:
         folder: in place of /etc/nginx and of the folders of logs and of data.
+        sites: role and template of each file of a site.
         variables: of the roles, in place of their defaults.
     """
     # On its own port from 1024 on, with its cache in a folder of its own.
@@ -176,8 +184,7 @@ def site_files(folder: Path, **variables: Any) -> dict[str, str]:
             f"lanmirror/{name}": render("nginx", f"{name}.j2", **variables)
             for name in ("server.conf", "proxies.conf", "log.conf", "inner.conf", "listen.conf")
         },
-        "lanmirror/devpi/http.conf": render("devpi", "devpi-http.conf.j2", **variables),
-        "lanmirror/devpi/locations.conf": render("devpi", "devpi-locations.conf.j2", **variables),
+        **{f"lanmirror/{name}": render(role, template, **variables) for name, (role, template) in sites.items()},
     }
     moved = {
         "/etc/nginx/conf.d": f"{folder}/conf.d",

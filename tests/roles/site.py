@@ -6,10 +6,11 @@ import http.client
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -69,11 +70,13 @@ class Devpi:
     """What stands in for devpi.
 
     Attributes:
+        context: Of https.
         says: The answer to a path, or what makes it of the request: it may also write it by itself, and return nothing.
         asked: What it was asked, in order.
     """
 
     port: int
+    context: ssl.SSLContext | None = None
     says: dict[str, Said | Callable[[Handler, Asked], Said | None]] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     server: ThreadingHTTPServer | None = None
@@ -146,6 +149,8 @@ class Devpi:
                 """Say nothing: connections that end are what some tests are about."""
 
         self.server = Server(("127.0.0.1", self.port), Handler)
+        if self.context:
+            self.server.socket = self.context.wrap_socket(self.server.socket, server_side=True)
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
@@ -236,13 +241,32 @@ def site(folder: Path, *, wrap: tuple[str, ...] = (), **variables: Any) -> Itera
     if names := given.get("devpi_server_names"):
         vhost = render("nginx", "vhost.conf.j2", nginx_site_name="devpi", nginx_site_server_names=names, **given)
         files["lanmirror/devpi/vhost.conf"] = vhost.replace("/etc/nginx/lanmirror", f"{folder}/lanmirror")
-    for name, text in files.items():
-        ours = text.replace("user www-data;", "user root;" if os.geteuid() == 0 else "")
-        (folder / name).write_text(ours.replace("/var/www/lanmirror", f"{folder}/portal"))
-    (folder / "conf.d/temporary.conf").write_text(temporary(folder))
-    (folder / "portal/index.html").write_text("the portal\n")
     devpi = Devpi(first)
     devpi.start()
+    try:
+        with serving(folder, files, port, wrap=wrap):
+            yield Site(folder, port, devpi)
+    finally:
+        devpi.stop()
+
+
+@contextmanager
+def serving(folder: Path, files: Mapping[str, str], port: int, *, wrap: tuple[str, ...] = ()) -> Iterator[None]:
+    """Run Nginx with some files.
+
+    Args:
+        folder: For all of its files.
+        files: By their paths below it.
+        port: That it listens on.
+        wrap: The beginning of the command line.
+    """
+    for name, text in files.items():
+        ours = text.replace("user www-data;", "user root;" if os.geteuid() == 0 else "")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(ours.replace("/var/www/lanmirror", f"{folder}/portal"))
+    (folder / "conf.d/temporary.conf").write_text(temporary(folder))
+    (folder / "portal").mkdir(exist_ok=True)
+    (folder / "portal/index.html").write_text("the portal\n")
     command = [*wrap, str(NGINX), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
     server = subprocess.Popen([*command, "-g", "daemon off;"], stderr=subprocess.PIPE, text=True)
     try:
@@ -254,8 +278,7 @@ def site(folder: Path, *, wrap: tuple[str, ...] = (), **variables: Any) -> Itera
                 break
             except OSError:
                 time.sleep(0.02)
-        yield Site(folder, port, devpi)
+        yield
     finally:
         server.terminate()
         server.wait(20)
-        devpi.stop()
