@@ -119,6 +119,19 @@ ROWS: dict[str, Row] = {
     "conda-room": conda("conda_mirror_min_free_gib", "GiB free", conda_mirror_min_free_gib="1048576"),
     "conda-arch": conda("conda_mirror_arches", "did you mean linux-64", conda_mirror_arches=["noarch", "linux64"]),
     "conda-jobs": conda("conda_mirror_jobs", "from 1 to 256", conda_mirror_jobs=0),
+    "conda-on-demand-port": conda("conda_mirror_on_demand_port", "1024 to 65535", conda_mirror_on_demand_port="80"),
+    "conda-on-demand-proxy": conda(
+        "conda_mirror_http_proxy is 'http://***@proxy.lab.lan:3128'",
+        "goes through no proxy",
+        conda_mirror_on_demand="yes",
+        conda_mirror_http_proxy=f"http://u:{SECRET}@proxy.lab.lan:3128",
+    ),
+    "conda-on-demand-port-taken": conda(
+        "conda_mirror_on_demand_port: TCP port",
+        "is taken by",
+        conda_mirror_on_demand=True,
+        conda_mirror_on_demand_port=TAKEN,
+    ),
     "conda-hour": conda("conda_mirror_cron_hour", "9am", conda_mirror_cron_hour="9am"),
     # ---- client
     "client-tools": client("client_tools", "poetry", "allowed are pip, conda", client_tools=["pip", "poetry"]),
@@ -140,6 +153,12 @@ RIGHT: dict[str, Row] = {
         conda_mirror_delete="yes",
         conda_mirror_min_free_gib="0",
         conda_mirror_timeout_seconds="0.5",
+    ),
+    "right-on-demand": conda(
+        conda_mirror_on_demand="yes",
+        conda_mirror_on_demand_port="31400",
+        conda_mirror_cache_max_gib="20",
+        conda_mirror_cloud=[{"name": "conda-forge/noarch", "hold": "none"}],
     ),
     "right-text-nginx": pypi(nginx_port="8080", nginx_worker_connections="512"),
 }

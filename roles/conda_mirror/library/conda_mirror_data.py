@@ -22,6 +22,10 @@ options:
     description: The engine's configuration that the role wrote.
     type: path
     required: true
+  site_file:
+    description: What the role has told Nginx of packages on demand.
+    type: path
+    default: /nonexistent
   working_dir:
     description: Folder that the mirror is to be in.
     type: path
@@ -60,6 +64,10 @@ metrics:
   description: File of the metrics by the installed configuration, empty where there is none.
   type: str
   returned: always
+cache:
+  description: Folder of the cache of packages on demand, empty where there is none.
+  type: str
+  returned: always
 folder:
   description: Folder of C(installed) if it has a mirror, else empty.
   type: str
@@ -95,6 +103,15 @@ def setting(config: Path, key: str) -> str:
     """Return a path that a configuration of the role's names; empty where it does not."""
     try:
         found = re.search(rf"(?m)^{key}: *['\"]?(.*?)['\"]? *$", config.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ""
+    return found[1] if found else ""
+
+
+def cache(site: Path) -> str:
+    """Return the folder of the cache that Nginx was told of, whose last name is the role's own; empty for none."""
+    try:
+        found = re.search(r"(?m)^proxy_cache_path (/\S+/lanmirror-conda)/kept ", site.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return ""
     return found[1] if found else ""
@@ -150,6 +167,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "config_file": {"type": "path", "required": True},
+            "site_file": {"type": "path", "default": "/nonexistent"},
             "working_dir": {"type": "path", "default": "/nonexistent"},
             "marks": {"type": "list", "elements": "path", "default": []},
             "remove": {"type": "bool", "default": False},
@@ -165,6 +183,7 @@ def main() -> None:
         "installed": installed,
         "present": any(Path(mark).exists() for mark in module.params["marks"]),
         "metrics": setting(config, "metrics_file"),
+        "cache": cache(Path(module.params["site_file"])),
         "folder": str(folder) if found else "",
         "lost": found and not mirrors(new),
         "mounted": new.is_mount(),

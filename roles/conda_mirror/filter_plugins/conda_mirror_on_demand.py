@@ -1,0 +1,205 @@
+"""What Nginx is told of packages on demand: which paths may be asked for, and where they are to be had.
+
+Sources: CEP 26 (names of packages and their files); RFC 9110, 10.2.2 (redirects); the documentation of Nginx's modules
+`core` (resolver) and `proxy` (proxy_pass with variables).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from ipaddress import IPv6Address, ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+# Each upstream, and each redirect, is one of ten steps that Nginx takes at most for one request.
+MOST_UPSTREAMS = 4
+# A URL that stands in Nginx's files as it is, without a password.
+BASE = re.compile(r"https?://(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9_.~+@%-]+)*/?")
+HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
+FOLDER = re.compile(r"(?:/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+/?")
+FIRST_PORT, LAST_PORT = 1024, 65535
+# The texts that Ansible's filter `bool` takes for true.
+TRUE = {"true", "t", "yes", "y", "on", "1"}
+ENDING = r"\.(?:conda|tar\.bz2)"
+PACKAGE = rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}}-[A-Za-z0-9_.!+]{{1,64}}-[A-Za-z0-9_.+]{{1,64}}{ENDING}"
+# The index of shards is none of them: clients do without where it is not there, and an upstream's would be a list of
+# files that this site has not.
+INDEX = r"(?:(?:current_)?repodata|repodata_from_packages|run_exports)\.json(?:\.zst|\.bz2|\.gz)?"
+
+
+def _either(texts: Iterable[str]) -> str:
+    return f"(?:{'|'.join(re.escape(text) for text in dict.fromkeys(texts))})"
+
+
+def _packages(subdirs: Sequence[str]) -> str:
+    return f"/{_either(subdirs)}/{PACKAGE}"
+
+
+def _indexes(subdirs: Sequence[str]) -> str:
+    channels = _either(subdir.rpartition("/")[0] for subdir in subdirs)
+    return rf"/(?:{_either(subdirs)}/{INDEX}|{channels}/channeldata\.json)"
+
+
+def patterns(subdirs: Sequence[str]) -> dict[str, str]:
+    """Return the regular expressions of the paths that may be fetched, from the first slash to the end.
+
+    Args:
+        subdirs: by their paths below the mirror, such as `cloud/conda-forge/noarch`.
+    """
+    return {"packages": _packages(subdirs), "indexes": _indexes(subdirs)}
+
+
+def excluded(names: Iterable[str]) -> str:
+    """Return the regular expression of the ends of paths of packages that are not wanted; "" for none.
+
+    Args:
+        names: of packages, or patterns of them as in `fnmatch`, which the engine takes as well.
+    """
+    # Without the end of the text, and with stars that match no slashes.
+    parts = [re.sub(r"\\[zZ]$", "", fnmatch.translate(name)).replace(".*", "[^/]*") for name in names]
+    return f"/(?:{'|'.join(parts)})-[^/-]+-[^/-]+{ENDING}$" if parts else ""
+
+
+def _bases(value: Any) -> list[str]:
+    """Return the URLs of a setting of `conda_mirror_upstream`, which is one or a list, without slashes at the end."""
+    urls = [value] if isinstance(value, str) else value if isinstance(value, Sequence) else []
+    return [str(url).rstrip("/") for url in urls if url]
+
+
+def _sources(upstream: Mapping[str, Any], key: str) -> tuple[list[str], list[str]]:
+    """Return where packages are to be had, and where indexes are, in the order of the engine."""
+    index = upstream.get("index")
+    packages, indexes = _bases(upstream.get(key)), _bases(index.get(key) if isinstance(index, Mapping) else None)
+    return list(dict.fromkeys([*packages, *indexes])), indexes or packages
+
+
+def _place(base: str, hosts: Sequence[str]) -> dict[str, str]:
+    """Return an upstream, with the regular expression of the URLs that it may redirect to."""
+    url = urlsplit(base)
+    # From https no way leads to http.
+    schemes = "https" if url.scheme == "https" else "https?"
+    return {
+        "url": base,
+        "origin": f"{url.scheme}://{url.netloc}",
+        "redirect": f"^{schemes}://{_either(hosts)}/[!$-~]*$",
+    }
+
+
+def ways(upstream: Mapping[str, Any], subdirs: Sequence[str], hosts: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the ways to the upstreams: `name`, `match`, a list of regular expressions of paths, and `places`.
+
+    Each expression has a group, the path below the URL of a place.
+
+    Args:
+        upstream: conda_mirror_upstream.
+        subdirs: see `patterns`.
+        hosts: to which an upstream may redirect, beside the upstreams themselves.
+    """
+    found = []
+    sources = {key: _sources(upstream, key) for key in ("repo", "cloud")}
+    known = [urlsplit(base).netloc for both in sources.values() for bases in both for base in bases]
+    for key, kind, lead in (("repo", "pkgs/", ""), ("cloud", "cloud/", "/cloud")):
+        ours = [subdir if not lead else subdir.removeprefix(kind) for subdir in subdirs if subdir.startswith(kind)]
+        if not ours:
+            continue
+        packages, indexes = sources[key]
+        paths = {"packages": _packages(ours), "indexes": _indexes(ours)}
+        both = [(key, [*paths.values()], packages)]
+        if indexes != packages:
+            both = [(key, [paths["packages"]], packages), (f"{key}_indexes", [paths["indexes"]], indexes)]
+        found += [
+            {
+                "name": name,
+                "match": [f"^{lead}(?<conda_mirror_file>{path})$" for path in matching],
+                "places": [_place(base, [*known, *hosts]) for base in bases],
+            }
+            for name, matching, bases in both
+        ]
+    return found
+
+
+def resolvers(facts: Mapping[str, Any]) -> list[str]:
+    """Return the machine's name servers as Nginx takes them: an IPv6 address in brackets, and none with a zone."""
+    found = []
+    for text in facts.get("dns", {}).get("nameservers", []):
+        try:
+            address = ip_address(str(text))
+        except ValueError:
+            continue
+        if not isinstance(address, IPv6Address):
+            found.append(str(address))
+        elif address.scope_id is None:
+            found.append(f"[{address}]")
+    return found
+
+
+def problems(given: Mapping[str, Any]) -> list[str]:
+    """Return why Nginx could not fetch on demand; each with its variable, its value and what is allowed.
+
+    What is wrong without on demand as well is not among them, see conda_mirror_checks.
+
+    Args:
+        given: all public variables of the role, as they were set.
+    """
+    port, limit = str(given["conda_mirror_on_demand_port"]), str(given["conda_mirror_cache_max_gib"])
+    folder, hosts = str(given["conda_mirror_cache_dir"]), given["conda_mirror_upstream_hosts"]
+    mirror = str(given["conda_mirror_working_dir"])
+    found = []
+    if not re.fullmatch(r"[0-9]{4,5}", port) or not FIRST_PORT <= int(port) <= LAST_PORT:
+        found.append(
+            f"conda_mirror_on_demand_port is '{port}'; allowed: a whole number from {FIRST_PORT} to {LAST_PORT}"
+        )
+    if not re.fullmatch(r"[0-9]{1,7}(\.[0-9]+)?", limit) or float(limit) < 1:
+        found.append(f"conda_mirror_cache_max_gib is '{limit}'; allowed: a number of GiB, 1 or more")
+    if not FOLDER.fullmatch(folder) or f"{folder.rstrip('/')}/".startswith(f"{mirror.rstrip('/')}/"):
+        found.append(
+            f"conda_mirror_cache_dir is '{folder}'; allowed: an absolute path of letters, digits and . _ + - /, "
+            f"outside of conda_mirror_working_dir ({mirror}), for example /var/cache"
+        )
+    if isinstance(hosts, str) or not isinstance(hosts, Sequence) or not all(HOST.fullmatch(str(h)) for h in hosts):
+        found.append(
+            f"conda_mirror_upstream_hosts is '{hosts}'; allowed: a list of host names, for example "
+            "[files.example.org, files.example.org:8443]; an INI inventory has ['files.example.org']"
+        )
+    if str(given["conda_mirror_on_demand"]).strip().lower() not in TRUE:
+        return found
+    if given["conda_mirror_http_proxy"]:
+        proxy = re.sub(r"^(\w+://)?.*@", r"\1***@", str(given["conda_mirror_http_proxy"]))
+        found.append(
+            f"conda_mirror_http_proxy is '{proxy}' and conda_mirror_on_demand is true; what comes on demand goes "
+            "through no proxy: leave the proxy out, or set conda_mirror_on_demand to false, and the sync alone fetches"
+        )
+    return [*found, *_of_upstreams(given["conda_mirror_upstream"])]
+
+
+def _of_upstreams(upstream: Any) -> Iterator[str]:
+    """Yield what is wrong with conda_mirror_upstream for Nginx alone."""
+    for key in ("repo", "cloud") if isinstance(upstream, Mapping) else ():
+        bases, _ = _sources(upstream, key)
+        for base in bases:
+            if not BASE.fullmatch(base):
+                yield (
+                    f"conda_mirror_upstream.{key} has '{re.sub('//.*@', '//***@', base)}'; allowed with "
+                    "conda_mirror_on_demand: a URL of letters, digits and . _ ~ + @ % - /, without a password"
+                )
+        if len(bases) > MOST_UPSTREAMS:
+            yield (
+                f"conda_mirror_upstream.{key} has {len(bases)} URLs, with that of index; allowed with "
+                f"conda_mirror_on_demand: {MOST_UPSTREAMS} at most"
+            )
+
+
+class FilterModule:
+    """What Ansible looks for."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {
+            "conda_mirror_excluded": excluded,
+            "conda_mirror_on_demand_problems": problems,
+            "conda_mirror_patterns": patterns,
+            "conda_mirror_resolvers": resolvers,
+            "conda_mirror_ways": ways,
+        }
