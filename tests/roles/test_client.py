@@ -700,12 +700,13 @@ def test_questions_to_the_servers() -> None:
 
 
 def test_answers_of_the_servers() -> None:
-    asked = client.client_questions(SERVER, ["main", "r"], ["conda-forge"], ["pip", "conda"])
+    asked = client.client_questions(SERVER, ["main", "r", "free"], ["conda-forge"], ["pip", "conda"])
     answers = [
-        {"__client_question": q, "status": s, "msg": "why"} for q, s in zip(asked, (503, 200, 404, 502), strict=True)
+        {"__client_question": q, "status": s, "msg": "why"}
+        for q, s in zip(asked, (503, 200, 404, 502, 500), strict=True)
     ]
-    assert client.client_missing(answers) == ["pkgs/r"]
-    assert client.client_silent(answers) == [f"{asked[3]['url']} answers 502"]
+    assert client.client_missing(answers) == ["pkgs/r", "pkgs/free"]
+    assert client.client_silent(answers) == [f"{asked[4]['url']} answers 500"]
     down = [{"__client_question": asked[0], "status": -1, "msg": "Status code was -1: Request failed: refused"}]
     assert client.client_silent(down) == [f"{URL}/: refused"]
 

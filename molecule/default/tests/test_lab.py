@@ -97,8 +97,29 @@ def test_page_tells_its_length_and_is_the_same_compressed_and_plain() -> None:
 # ---- Conda ----------------------------------------------------------------------------------------------------
 
 
-def test_conda_is_left_alone_while_the_mirror_is_empty(workstation: Any) -> None:
-    assert f"{SITE}/anaconda" not in workstation.file(CONDARC).content_string
+def test_conda_client_installs_through_an_empty_mirror(workstation: Any, server: Any) -> None:
+    """From the first minute: nothing was synced, and the second time the way out is not needed."""
+    run(workstation, "python3 -m venv /opt/client && /opt/client/bin/pip install -q py-rattler pyyaml")
+    docker("cp", str(FILES / "conda_client.py"), f"{container('workstation')}:/opt/conda_client.py")
+    conda_install(workstation, "first", "defaults conda-forge", "hello ==1.0")
+    assert run(workstation, "/opt/envs/first/bin/hello") == "hello from the mirror"
+    # The engine's own indexes, with shards. cron may be at it as well.
+    wait("the indexes", 60, lambda: server.run("lanmirror-conda-sync sync --indexes").rc == 0)
+    assert run(server, "find /srv/mirror/conda -name '*.conda' -o -name '*.tar.bz2'") == ""
+    assert server.file(f"/srv/mirror/conda/{SUBDIRS[0]}/repodata_shards.msgpack.zst").exists
+    conda_install(workstation, "tool", "defaults", "tool")
+    assert run(workstation, "cat /opt/envs/tool/share/tool") == "tool"
+
+
+@pytest.mark.usefixtures("cut_off")
+def test_what_came_on_demand_installs_with_the_upstream_cut_off(workstation: Any) -> None:
+    conda_install(workstation, "again", "defaults", "tool")
+    assert run(workstation, "cat /opt/envs/again/share/tool") == "tool"
+    answer = requests.head(url("/anaconda/pkgs/main/linux-64/tool-2.0-0.conda"), timeout=30)
+    assert (answer.status_code, answer.headers["X-Cache-Status"]) == (200, "HIT")
+    # What nobody asked for is an error soon, and none that stays.
+    missing = requests.head(url("/anaconda/cloud/conda-forge/linux-64/hello-2.0-0.conda"), timeout=60)
+    assert missing.status_code in (502, 504)
 
 
 def test_cron_itself_runs_the_sync_as_its_user(server: Any) -> None:
@@ -116,9 +137,7 @@ def test_cron_itself_runs_the_sync_as_its_user(server: Any) -> None:
     assert server.file(f"/srv/mirror/conda/{SUBDIRS[0]}/repodata.json").exists
 
 
-def test_conda_gets_its_channels_once_the_mirror_has_them(workstation: Any) -> None:
-    done = playbook("playbooks/clients.yml")
-    assert (done.code, done.changed["workstation"] > 0) == (0, True), done.output
+def test_conda_has_its_channels_from_the_first_minute(workstation: Any) -> None:
     condarc = workstation.file(CONDARC).content_string
     assert [url for url in (f"{SITE}/anaconda/pkgs/main", f"{SITE}/anaconda/cloud") if url not in condarc] == []
     done = playbook("playbooks/clients.yml")
@@ -172,9 +191,6 @@ def test_upstream_has_what_is_excluded(upstream: Any) -> None:
 
 
 def test_conda_client_installs_through_the_mirror(workstation: Any, server: Any) -> None:
-    run(workstation, "python3 -m venv /opt/client && /opt/client/bin/pip install -q py-rattler pyyaml")
-    docker("cp", str(FILES / "conda_client.py"), f"{container('workstation')}:/opt/conda_client.py")
-
     urls = conda_install(workstation, "tool", "defaults", "tool")
     assert f"{SITE}/anaconda/pkgs/main/linux-64/tool-2.0-0.conda" in urls
     assert f"{SITE}/anaconda/pkgs/main/linux-64/lib0000-1.0-0.tar.bz2" in urls  # a dependency of a dependency

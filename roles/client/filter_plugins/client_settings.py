@@ -721,8 +721,9 @@ def client_questions(
     return questions
 
 
-# Answers of a server that says no; any other but 200 says nothing about what it has.
-_THERE, _NOT_THERE = (200,), (403, 404, 410)
+# Answers of a server that says no, be it for an upstream that gave nothing of what comes on demand (502, 504). Any
+# other but 200 says nothing about what it has.
+_THERE, _NOT_THERE = (200,), (403, 404, 410, 502, 504)
 
 
 def client_silent(answers: Sequence[Mapping[str, Any]]) -> list[str]:
