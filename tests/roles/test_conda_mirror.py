@@ -43,8 +43,9 @@ def test_configuration_of_the_defaults_is_the_engines_own(tmp_path: Path) -> Non
     empty = tmp_path / "empty.yml"
     empty.write_text("{}\n")
     wanted = load(empty, {})
-    # The engine, which also runs on its own, asks for less room than a server should keep.
-    assert load(written(tmp_path, conda_mirror_min_free_gib=wanted.min_free_gib), {}) == wanted
+    # The engine, which also runs on its own, asks for less room than a server should keep, and holds what it names.
+    theirs = {f"conda_mirror_{key}": DEFAULTS[key] for key in ("min_free_gib", "on_demand", "repos", "cloud")}
+    assert load(written(tmp_path, **theirs), {}) == wanted
 
 
 def test_configuration_is_what_the_variables_say(tmp_path: Path) -> None:
@@ -184,9 +185,9 @@ def test_good_input_is_accepted() -> None:
         ({"delete": "maybe"}, ("conda_mirror_delete is 'maybe'", "true, false")),
         ({"cron_enabled": 2}, ("conda_mirror_cron_enabled is '2'", "true, false")),
         ({"remove_data": "all"}, ("conda_mirror_remove_data is 'all'", "true, false")),
-        ({"on_demand": "maybe"}, ("conda_mirror_on_demand is 'maybe'", "true, false")),
+        ({"on_demand": "maybe", "repos": ["main"], "cloud": []}, ("conda_mirror_on_demand is 'maybe'", "true, false")),
         (
-            {"repos": ["main", {"name": "r", "hold": "none"}]},
+            {"repos": ["main", {"name": "r", "hold": "none"}], "cloud": [], "on_demand": False},
             ("conda_mirror_repos", "hold: none for r", "on_demand: true"),
         ),
         ({"cloud": [{"name": "a/noarch", "hold": "some"}]}, ("conda_mirror_cloud", "a/noarch", "'some'", "all, none")),
@@ -214,7 +215,7 @@ def test_good_input_is_accepted() -> None:
         ({"working_dir": "srv/mirror"}, ("conda_mirror_working_dir", "srv/mirror", "an absolute path")),
         ({"jobs": 0}, ("conda_mirror_jobs", "0", "from 1 to 256")),
         (
-            {"repos": [], "installers": {"dists": [], "suffixes": []}},
+            {"repos": [], "cloud": [], "installers": {"dists": [], "suffixes": []}},
             ("conda_mirror_repos", "conda_mirror_cloud", "dists and urls of conda_mirror_installers", "all empty"),
         ),
     ],
@@ -373,7 +374,7 @@ def test_engines_settings_are_judged_with_what_a_controller_has() -> None:
 
 
 def test_entry_for_cron() -> None:
-    text = render("conda_mirror", "cron.j2")
+    text = render("conda_mirror", "cron.j2", conda_mirror_on_demand=False)
     assert text.splitlines()[-1] == "0 9 * * * conda-mirror /usr/local/bin/lanmirror-conda-sync logged"
     assert text.endswith("\n")
     text = render(
@@ -533,10 +534,12 @@ def test_pins_are_those_of_the_script_and_all_that_these_need() -> None:
 
 
 def locations(template: str = "locations.conf.j2", **variables: Any) -> dict[str, str]:
-    """Return the directives of each location, without those of locations in it."""
+    """Return the directives of each location, without those of locations in it; of a mirror without on demand."""
     found: dict[str, str] = {}
     stack: list[str] = []
-    for line in map(str.strip, render("conda_mirror", template, **variables).splitlines()):
+    for line in map(
+        str.strip, render("conda_mirror", template, conda_mirror_on_demand=False, **variables).splitlines()
+    ):
         if line.startswith("location "):
             stack.append(line.removeprefix("location ").removesuffix(" {"))
             found[stack[-1]] = ""
@@ -628,4 +631,4 @@ def test_page_has_what_the_command_line_shows() -> None:
 def test_defaults_are_no_more_than_those_of_the_engine_say() -> None:
     ours = defaults("conda_mirror")
     differing = {key for key, value in DEFAULTS.items() if ours.get(f"conda_mirror_{key}", value) != value}
-    assert differing == {"min_free_gib"}
+    assert differing == {"min_free_gib", "on_demand", "repos", "cloud"}

@@ -176,7 +176,7 @@ def test_repos_and_channels_are_those_of_the_mirror() -> None:
     assert text["client_conda_repos"] == ["main", "r"]
     mappings = [{"name": entry, "hold": "none"} for entry in cloud]
     assert client(one(conda_mirror_cloud=mappings))["client_conda_channels"] == ["conda-forge", "lab/label/dev"]
-    assert client(one())["client_conda_repos"] == ["main", "free", "r", "msys2"]
+    assert client(one())["client_conda_repos"] == ["main", "r", "msys2"]
 
 
 def test_what_the_administrator_set_for_workstations_is_kept() -> None:
@@ -300,11 +300,11 @@ def test_one_command_fills_the_mirror_and_then_points_workstations_at_it() -> No
         # what the mirror lacks
         (
             {**TWO, "clients": {"ws": {"client_conda_repos": ["main", "pro"]}}},
-            ["client_conda_repos", '"pro"', "conda_mirror_repos of conda", "main, free, r, msys2"],
+            ["client_conda_repos", '"pro"', "conda_mirror_repos of conda", "main, r, msys2"],
         ),
         (
-            {**TWO, "clients": {"ws": {"client_conda_channels": ["conda-forge"]}}},
-            ["client_conda_channels", '"conda-forge"', "conda_mirror_cloud of conda", "none"],
+            {**TWO, "clients": {"ws": {"client_conda_channels": ["bioconda"]}}},
+            ["client_conda_channels", '"bioconda"', "conda_mirror_cloud of conda", "conda-forge"],
         ),
         # groups
         ({"pypi_cache": {"m": {}}, "client": {"ws": {}}}, ['group "client" (ws)', "did you mean clients?"]),
