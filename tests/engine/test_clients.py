@@ -76,7 +76,12 @@ def site(request: pytest.FixtureRequest, synced: Lab, tmp_path_factory: pytest.T
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     configuration = folder / "nginx.conf"
-    location = render("conda_mirror", "locations.conf.j2", conda_mirror_working_dir=str(synced.mirror))
+    location = render(
+        "conda_mirror",
+        "locations.conf.j2",
+        conda_mirror_working_dir=str(synced.mirror),
+        conda_mirror_on_demand=False,
+    )
     # As root its workers would be `nobody`, who may not read where pytest puts things.
     user = "user root;" if os.geteuid() == 0 else ""
     configuration.write_text(CONFIGURATION.format(folder=folder, user=user, port=port, location=location))

@@ -20,7 +20,7 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 import rattler
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lanmirror_sync import compress, formats, repodata
 from lanmirror_sync.compress import Former, Packed
@@ -301,7 +301,7 @@ def section(suffix: str) -> st.SearchStrategy[dict[str, Any]]:
     return st.dictionaries(KEYS.map(lambda key: key + suffix), RECORDS, max_size=6)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     packages=section(".tar.bz2"),
     conda=section(".conda"),
@@ -337,7 +337,7 @@ def test_any_index_is_the_same_in_every_format(
 WHOLE = json.dumps(DOCUMENT).encode()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(0, len(WHOLE)), st.integers(0, 40), st.binary(max_size=40) | VALUES.map(msgspec.json.encode))
 def test_whatever_is_read_can_be_published(tmp_path: Path, start: int, length: int, patch: bytes) -> None:
     try:

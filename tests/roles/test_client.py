@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.roles.render import evaluate, python_file, render, run_module, tasks
@@ -160,7 +160,6 @@ def effective(text: str, command: str) -> dict[str, str]:
     return {**sections.get("global", {}), **{name: value for name, value in sections.get(command, {}).items() if value}}
 
 
-@settings(deadline=None)
 @given(pip_files())
 def test_pip_any_file(text: str) -> None:
     try:
@@ -183,7 +182,6 @@ def test_pip_any_file(text: str) -> None:
     assert client.remove(result) == text
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_edited_or_refused(text: str) -> None:
     for apply, ours in ((client.apply_pip, PIP), (client.apply_conda, CONDA)):
@@ -330,7 +328,6 @@ def conda_files(draw: st.DrawFn) -> str:
     return text if draw(st.booleans()) else text.rstrip("\n")
 
 
-@settings(deadline=None)
 @given(conda_files())
 def test_conda_any_file(text: str) -> None:
     before = yaml.safe_load(text) or {}

@@ -819,10 +819,10 @@ def test_removal_finds_the_cache_that_nginx_was_told_of(tmp_path: Path) -> None:
 
 def test_without_on_demand_the_site_asks_nobody() -> None:
     for template in ("locations.conf.j2", "vhost-locations.conf.j2"):
-        assert "proxy" not in render("conda_mirror", template)
+        assert "proxy" not in render("conda_mirror", template, conda_mirror_on_demand=False)
     (task,) = [task for task in tasks("conda_mirror", "site.yml") if "ansible.builtin.include_role" in task]
     http_file = task["vars"]["nginx_site_http"]
-    assert evaluate("conda_mirror", http_file) == ""
+    assert evaluate("conda_mirror", http_file, conda_mirror_on_demand=False) == ""
     assert evaluate("conda_mirror", http_file, conda_mirror_on_demand="yes") == "http.conf.j2"
 
 
