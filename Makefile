@@ -29,6 +29,10 @@ $(VENV)/.made: requirements-dev.txt
 docker: ## Make a Docker engine and the base images ready (installs what is missing)
 	@molecule/bootstrap $(DISTROS)
 
+.PHONY: nginx
+nginx: ## Make the Nginx of the fast tests ready (installs it where it is missing)
+	@molecule/bootstrap --nginx
+
 # A lab that is not whole, for example since the machine was switched off, is made anew.
 .PHONY: up
 up: $(VENV)/.made ## Bring up a lab in containers: server and workstation, with packages installed through it
@@ -54,7 +58,7 @@ lint: $(VENV)/.made ## Check the style of everything
 	mypy
 
 .PHONY: unit
-unit: $(VENV)/.made ## Run the fast tests: engine, templates, specs
+unit: $(VENV)/.made nginx ## Run the fast tests: engine, templates, specs
 	@log=$$(mktemp)
 	pytest -m slow > "$$log" 2>&1 &
 	slow=$$! code=0
@@ -65,7 +69,7 @@ unit: $(VENV)/.made ## Run the fast tests: engine, templates, specs
 	exit "$$code"
 
 .PHONY: quick
-quick: $(VENV)/.made ## Run those that take a developer no minute
+quick: $(VENV)/.made nginx ## Run those that take a developer no minute
 	@pytest -q -m 'not slow' tests/engine
 
 .PHONY: molecule

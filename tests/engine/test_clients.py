@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
@@ -20,10 +19,10 @@ import rattler
 from tests.engine import outside, replay
 from tests.engine.lab import Engine, Lab, laboratory
 from tests.roles.render import render
+from tests.roles.site import NGINX
 from tests.upstream import channel
 
-NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-SERVERS = ["test server", *(["nginx"] if NGINX else [])]
+SERVERS = ["test server", "nginx"]
 CONFIGURATION = """\
 daemon off;
 pid {folder}/nginx.pid;
@@ -70,7 +69,6 @@ def site(request: pytest.FixtureRequest, synced: Lab, tmp_path_factory: pytest.T
         yield f"{synced.served.url}/anaconda"
         (synced.mirror / "anaconda").unlink()
         return
-    assert NGINX
     folder = tmp_path_factory.mktemp("nginx")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -21,7 +20,8 @@ from urllib.parse import unquote
 from bench.pypi.servers import site_files, temporary
 from tests.roles.render import render
 
-NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+# `make nginx` installs it.
+NGINX = "/usr/sbin/nginx"
 JSON = "application/vnd.pypi.simple.v1+json"
 KEPT = "s-maxage=60, stale-while-revalidate=3600, stale-if-error=1296000"
 # Of `devpi_indexes`: what is no mirror is an index that packages are uploaded to.
@@ -267,7 +267,7 @@ def serving(folder: Path, files: Mapping[str, str], port: int, *, wrap: tuple[st
     (folder / "conf.d/temporary.conf").write_text(temporary(folder))
     (folder / "portal").mkdir(exist_ok=True)
     (folder / "portal/index.html").write_text("the portal\n")
-    command = [*wrap, str(NGINX), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
+    command = [*wrap, NGINX, "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
     server = subprocess.Popen([*command, "-g", "daemon off;"], stderr=subprocess.PIPE, text=True)
     try:
         until = time.monotonic() + 30

@@ -20,10 +20,9 @@ from roles.conda_mirror.filter_plugins import conda_mirror_on_demand as on_deman
 from roles.conda_mirror.library import conda_mirror_data as data
 from tests.roles.conda_site import FORGE, MAIN, NAME, CondaSite, Rule, authority, bases, conda_site, drops, ranged
 from tests.roles.render import ROOT, defaults, evaluate, render, tasks
-from tests.roles.site import NGINX, Answer, Asked, Devpi, Handler, Said
+from tests.roles.site import Answer, Asked, Devpi, Handler, Said
 from tests.roles.test_nginx_site import needs_root, on_a_small_disk
 
-pytestmark = pytest.mark.skipif(NGINX is None, reason="there is no Nginx here: apt-get install nginx-light")
 PAGE = ROOT / "docs/conda-on-demand.md"
 MIB = 1 << 20
 SLICES = ["bytes=0-1048575", "bytes=1048576-2097151", "bytes=2097152-3145727", "bytes=3145728-4194303"]

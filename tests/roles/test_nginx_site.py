@@ -22,9 +22,8 @@ from typing import Any
 
 import pytest
 
-from tests.roles.site import INDEXES, JSON, KEPT, NGINX, Answer, Asked, Handler, Said, Site, site
+from tests.roles.site import INDEXES, JSON, KEPT, Answer, Asked, Handler, Said, Site, site
 
-pytestmark = pytest.mark.skipif(NGINX is None, reason="there is no Nginx here: apt-get install nginx-light")
 PAGE, STAGE = "/root/pypi/+simple/{}/", "/lab/dev/+simple/{}/"
 FILE = "/root/pypi/+f/abc/def0123456789/{}"
 BASIC = "Basic " + base64.b64encode(b"alice:a guess").decode()
