@@ -394,12 +394,9 @@ class Desk:
             named = len(index.packages.keys() - content.leave_out)
             self.note(
                 path, in_sync=not awaited, hold=subdir.hold, on_demand=True, indexed=whole,
-                complete=whole and not awaited, url=sent.validators.url, etag=sent.validators.etag,
-                last_modified=sent.validators.last_modified,
-                trust=trust(sent, finding.standing, len(index.packages), time.time()), sha256=sent.sha256,
-                form=sent.form, stale=sent.stale, exclude=list(self._mirror.config.exclude), recipe=RECIPE,
-                listed=len(index.packages), named=named, held=held, size=size,
-                missing=finding.standing.missing if awaited else 0, refused=work.refused, published=time.time(),
+                complete=whole and not awaited, named=named, held=held, size=size,
+                missing=finding.standing.missing if awaited else 0, published=time.time(),
+                **self._of_index(work, index),
             )  # fmt: skip
         log.info("%s: published, %d packages, of which %d are held", path, named, held)
         work.finding, work.extras = replace(finding, sent=replace(sent, data=None), index=None), None
@@ -560,17 +557,23 @@ class Desk:
 
     def _note(self, work: Work, index: Index, missing: int, **changes: Any) -> None:
         """Remember how a subdir stands after it was published, or could not be."""
-        sent = work.finding.sent
         done = not work.failed and not work.pending and "published" in changes
         self.note(
             work.path, in_sync=work.failed.keys() <= work.accepted and not work.pending,
-            url=sent.validators.url, etag=sent.validators.etag, last_modified=sent.validators.last_modified,
-            trust=trust(sent, work.finding.standing, len(index.packages), time.time()),
-            sha256=sent.sha256, form=sent.form, stale=sent.stale, exclude=list(self._mirror.config.exclude),
-            recipe=RECIPE, complete=done and self._extras(work).complete, on_demand=False, hold=ALL,
-            listed=len(index.packages),
-            missing=missing, refused=work.refused, **changes,
+            complete=done and self._extras(work).complete, on_demand=False, hold=ALL, missing=missing,
+            **self._of_index(work, index), **changes,
         )  # fmt: skip
+
+    def _of_index(self, work: Work, index: Index) -> dict[str, Any]:
+        """Return what is remembered of the upstream's index that a subdir is served from."""
+        sent = work.finding.sent
+        return {
+            "url": sent.validators.url, "etag": sent.validators.etag, "last_modified": sent.validators.last_modified,
+            "trust": trust(sent, work.finding.standing, len(index.packages), time.time()),
+            "sha256": sent.sha256, "form": sent.form, "stale": sent.stale,
+            "exclude": list(self._mirror.config.exclude), "recipe": RECIPE, "listed": len(index.packages),
+            "refused": work.refused,
+        }  # fmt: skip
 
     def note(self, path: PurePosixPath, *, in_sync: bool, **changes: Any) -> None:
         """Remember how a subdir stands at the end of its part of the run."""
