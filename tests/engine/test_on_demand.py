@@ -16,6 +16,8 @@ from tests.engine import outside
 from tests.engine.lab import Lab, Running
 from tests.upstream import channel
 
+pytestmark = pytest.mark.slow
+
 LINUX = "pkgs/main/linux-64"
 NOARCH = "pkgs/main/noarch"
 VICTIM = "lib0003-1.3-0.conda"
