@@ -893,6 +893,20 @@ def test_memory_is_bounded_whatever_is_asked_for(tmp_path: Path) -> None:
         assert os.statvfs(inside).f_bavail * disk.f_frsize >= MIB
 
 
+def test_copy_that_is_deleted_takes_no_room(tmp_path: Path) -> None:
+    with site(tmp_path) as ours:
+        for path in (PAGE.format("six"), STAGE.format("six")):
+            ours.devpi.page(path, bytes(MIB))
+            assert ours.ask(path).status == 200
+        # Those that were between the steps, after a second and after twenty.
+        until = time.monotonic() + 90
+        while time.monotonic() < until and [file for file in (tmp_path / "memory").rglob("*") if file.is_file()]:
+            time.sleep(0.2)
+        assert not [file for file in (tmp_path / "memory").rglob("*") if file.is_file()]
+        opened = [file.readlink() for worker in workers(tmp_path) for file in Path(f"/proc/{worker}/fd").iterdir()]
+        assert not [file for file in opened if file.is_relative_to(tmp_path / "memory")]
+
+
 # ---- the log of what was served --------------------------------------------------------------------------------
 
 
