@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ import pytest
 import requests
 import yaml
 
+from tests.ports import free_ports
 from tests.roles.render import ROOT
 
 FILES = ROOT / "roles" / "devpi" / "files"
@@ -119,13 +119,6 @@ def upstream() -> Iterator[Upstream]:
     httpd.server_close()
 
 
-def free_port() -> int:
-    """Return a port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass
 class Devpi:
     """A devpi-server with the plugin, or plain, as it was before."""
@@ -133,7 +126,7 @@ class Devpi:
     venv: Path
     data: Path
     options: dict[str, Any]
-    port: int = field(default_factory=free_port)
+    port: int = field(default_factory=free_ports)
     process: subprocess.Popen[bytes] | None = None
     plain: bool = False
 

@@ -18,6 +18,7 @@ import rattler
 
 from tests.engine import outside, replay
 from tests.engine.lab import Engine, Lab, laboratory
+from tests.ports import free_ports
 from tests.roles.render import render
 from tests.roles.site import NGINX
 from tests.upstream import channel
@@ -70,9 +71,7 @@ def site(request: pytest.FixtureRequest, synced: Lab, tmp_path_factory: pytest.T
         (synced.mirror / "anaconda").unlink()
         return
     folder = tmp_path_factory.mktemp("nginx")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_ports()
     configuration = folder / "nginx.conf"
     location = render(
         "conda_mirror",

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.pypi.servers import site_files
+from tests.ports import free_ports
 from tests.roles.render import render
-from tests.roles.site import Asked, Devpi, Handler, Said, Site, free_ports, serving
+from tests.roles.site import Asked, Devpi, Handler, Said, Site, serving
 
 MAIN, FORGE = "/pkgs/main/linux-64/", "/cloud/conda-forge/noarch/"
 SITE = {

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from bench.pypi.servers import site_files, temporary
+from tests.ports import free_ports
 from tests.roles.render import render
 
 # `make nginx` installs it.
@@ -200,19 +201,6 @@ class Site:
     def errors(self) -> str:
         """Nginx's log of errors."""
         return (self.folder / "error.log").read_text()
-
-
-def free_ports(count: int) -> int:
-    """Return the first of some ports in a row that nobody listens on."""
-    for first in range(20000 + os.getpid() % 20000, 60000, count):
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise RuntimeError("no ports are free")
 
 
 @contextmanager
