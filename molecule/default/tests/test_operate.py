@@ -22,7 +22,7 @@ FILES = "/var/lib/devpi/+files"
 SETTINGS = "/etc/devpi/lanmirror.toml"
 METRICS = "/var/lib/devpi-watch/lanmirror_pypi.prom"
 # Of Nginx' log and of the watch, seconds: both write every five.
-SOON = 30
+SOON = 60
 # As Nginx lets them go: `__devpi_refreshes_per_second` of the role.
 REFRESHES_PER_SECOND = 30
 
@@ -141,7 +141,7 @@ def test_least_recently_used_is_evicted_and_fetched_again(
     lost, kept = (urlsplit(link).path.lstrip("/") for link in (old, new))
     before = times_logged(server, lost), times_logged(server, kept)
     size = len(fetched(old)), len(fetched(new))
-    wait("both in their places", 10, lambda: {lost, kept} <= cached(server).keys())
+    wait("both in their places", 60, lambda: {lost, kept} <= cached(server).keys())
     # Each worker of Nginx writes its own lines, some seconds later; both were asked for by earlier tests too.
     wait("the log of the one", SOON, lambda: times_logged(server, lost) > before[0])
     wait("the log of the other", SOON, lambda: times_logged(server, kept) > before[1])
@@ -161,7 +161,7 @@ def test_least_recently_used_is_evicted_and_fetched_again(
     wait("devpi", 60, lambda: answers(DEVPI))
 
     assert len(fetched(old)) == size[0]
-    wait("the file in its place", 10, lambda: cached(server).get(lost) == size[0])
+    wait("the file in its place", 60, lambda: cached(server).get(lost) == size[0])
     pip_install(workstation, "/opt/evicted", ["idna", "attrs"])
     assert {lost, kept} <= cached(server).keys()
 

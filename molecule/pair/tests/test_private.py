@@ -27,7 +27,7 @@ def test_file_of_a_private_package_is_copied_to_the_replica(workstation: Any, se
     assert upload(workstation, "twine", f"{SITE}/lab/dev/", wheel).rc == 0
     wanted = run(workstation, f"sha256sum {wheel} | cut -c -64")
     find = "find /var/lib/devpi/+files -name copied-1.0-py3-none-any.whl -exec sha256sum {} + | cut -c -64"
-    wait("the file on both", 20, lambda: [run(host, find) for host in servers.values()] == [wanted] * len(SERVERS))
+    wait("the file on both", 60, lambda: [run(host, find) for host in servers.values()] == [wanted] * len(SERVERS))
 
 
 @pytest.mark.parametrize("name", SERVERS)

