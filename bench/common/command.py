@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,13 +19,19 @@ from bench.common.report import Result
 ROOT = Path(__file__).resolve().parents[2]
 WORK = Path("/var/tmp/lanmirror-bench")  # Not /tmp, which may be memory: the disk is measured too.
 LOCK = Path("/run/lanmirror-bench.lock")
+# Set for the process that measures, where it has a network of its own.
+INSIDE = "LANMIRROR_BENCH_INSIDE"
+# `ip netns` keeps the names of namespaces there: without it, two runs would take each other's.
+OWN_NAMES = 'mkdir -p /run/netns && mount -t tmpfs lanmirror-bench /run/netns && exec "$@"'
 
 
 def parser(program: str, description: str, scenarios: Sequence[str]) -> argparse.ArgumentParser:
     """Return a parser of the options that every benchmark has."""
     made = argparse.ArgumentParser(prog=program, description=description)
     made.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(scenarios)}; all by default")
-    made.add_argument("--quick", action="store_true", help="small sizes and one round, to see that everything works")
+    made.add_argument(
+        "--quick", "--small", action="store_true", help="small sizes and one round, to see that everything works"
+    )
     made.add_argument("--rounds", type=int, metavar="N", help="how often each tool is run, in turn (3)")
     made.add_argument("--work", type=Path, default=WORK, metavar="DIR", help=f"where data are kept ({WORK})")
     made.add_argument("--markdown", type=Path, metavar="FILE", help="write the figures there as well")
@@ -50,18 +57,30 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str], scenarios: Sequenc
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Hold the lock of the benchmarks.
+def alone(lock: Path = LOCK) -> Iterator[None]:
+    """Hold the lock of the benchmarks, or that of a folder.
 
     Raises:
         SystemExit: another one is running.
     """
-    with LOCK.open("w") as lock:
+    with lock.open("w") as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise SystemExit("another benchmark is running; two at once would measure each other") from error
         yield
+
+
+def apart(package: str, argv: Sequence[str]) -> int:
+    """Run a benchmark's command line in a process with a network and mounts of its own; return its exit code.
+
+    So no packet leaves the machine, whatever a server thinks it needs, all ports are free, and nothing that is mounted
+    there outlives it.
+    """
+    own = ["unshare", "--net", "--mount", "--kill-child", "sh", "-c", OWN_NAMES, "sh"]
+    environment = {**os.environ, INSIDE: "1", "PYTHONPATH": str(ROOT)}
+    command = [*own, sys.executable, "-m", package, *argv]
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 def made_by(program: str, options: argparse.Namespace, checkout: Path) -> tuple[str, str]:

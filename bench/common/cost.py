@@ -1,11 +1,11 @@
-"""Run a command and return its cost."""
+"""Run a command and return its cost; the command of a client of many files."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,3 +48,18 @@ def problem(cost: Cost) -> str:
     if cost.late:
         return f"ended after {cost.seconds:.0f} s"
     return f"exit code {cost.code}" if cost.code else ""
+
+
+def curl_files(files: Mapping[str, Path], jobs: int, scratch: Path) -> list[str]:
+    """Return a command line of curl, which checks nothing.
+
+    Args:
+        files: where each URL's file goes.
+        jobs: how many connections at a time.
+        scratch: a folder for the list of them.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    config = scratch / "curl.config"
+    config.write_text("".join(f'url = "{url}"\noutput = "{file}"\n' for url, file in files.items()))
+    parallel = ["--parallel", "--parallel-max", str(jobs)] if jobs > 1 else []
+    return ["curl", "--silent", "--show-error", "--fail", "--create-dirs", *parallel, "--config", str(config)]

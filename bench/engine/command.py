@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.common import command, lab
+from bench.common import channels, command, lab
 from bench.common.report import Result, Row
-from bench.engine import channels, tools
+from bench.engine import tools
 from bench.engine.scenarios import Bench, all_scenarios
 from bench.engine.tools import Tool
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import time
@@ -16,11 +14,12 @@ from pathlib import Path
 from statistics import median
 from threading import Event
 
+from bench.common import channels
+from bench.common.channels import CHANNEL, SUBDIR, Channel, incomplete
 from bench.common.cost import LIMIT_SECONDS, Cost, measure, problem
 from bench.common.lab import FAULTS, VICTIM, Lab
 from bench.common.report import MIB, Bar, Result, Row, at_least, at_most
-from bench.engine import channels, tools
-from bench.engine.channels import CHANNEL, SUBDIR, Channel
+from bench.engine import tools
 from bench.engine.tools import Job, Tool
 
 ENGINE_SUBDIR = Path("cloud", CHANNEL, SUBDIR)
@@ -93,7 +92,7 @@ class Bench:
                 clear(job)
                 cost = self.run(tool, job, far=far)
                 costs.setdefault(name, []).append(cost)
-                wrong[name] = wrong.get(name) or problem(cost) or incomplete(job.folder, channel)
+                wrong[name] = wrong.get(name) or problem(cost) or incomplete(job.folder, channel.packages())
                 say(name, cost, wrong[name])
                 clear(job)
         # The engine's rows first, in the order they were given, whoever began the first round.
@@ -119,19 +118,6 @@ def clear(job: Job) -> None:
             aside = folder.parent / ASIDE
             aside.mkdir(exist_ok=True)
             folder.rename(aside / str(len([*aside.iterdir()])))
-
-
-def incomplete(folder: Path, channel: Channel) -> str:
-    """Return the fault of a tool's files, anywhere below the folder; every byte is checked. Empty: none."""
-    found = {file.name: file for file in folder.rglob("*") if file.is_file()}
-    bad = 0
-    for name, record in channel.packages().items():
-        if name not in found:
-            bad += 1
-            continue
-        with found[name].open("rb") as file:
-            bad += hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]
-    return f"{bad} files missing or damaged" if bad else ""
 
 
 def over(rows: Mapping[str, Row], name: str, peer: str) -> float:
@@ -264,21 +250,8 @@ def second_run(bench: Bench) -> Result:
 
 def differs(folder: Path, index: Path) -> str:
     """Return the fault of a large subdir's mirror, in its index or its files' names. Empty: none."""
-    repodata = json.loads((folder / "repodata.json").read_bytes())
-    # conda-mirror puts all packages in one section, and adds keys to their records.
-    served = {**repodata["packages"], **repodata.get("packages.conda", {})}
-    wanted = Channel("", index).packages()
-    here = {file.name for file in folder.iterdir()}
-    strange = served.keys() ^ wanted.keys()
-    strange |= {
-        name
-        for name in served.keys() & wanted.keys()
-        if any(served[name][key] != wanted[name][key] for key in ("sha256", "size", "depends"))
-    }
-    if strange:
-        return f"the index differs in {len(strange)} packages"
-    missing = wanted.keys() - here
-    return f"{len(missing)} packages missing" if missing else ""
+    missing = Channel("", index).packages().keys() - {file.name for file in folder.iterdir()}
+    return channels.differs(folder, index) or (f"{len(missing)} packages missing" if missing else "")
 
 
 def half_million(bench: Bench) -> Result:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.engine.channels import CHANNEL, SUBDIR
+from bench.common.channels import CHANNEL, SUBDIR
+from bench.common.cost import curl_files
 
 # The newest on PyPI. Pinned, so that figures of two days compare.
 CONDA_MIRROR = "conda-mirror==0.10.0"
@@ -125,10 +126,7 @@ def aria2c(job: Job) -> list[str]:
 
 def curl(job: Job) -> list[str]:
     """Return the command line of curl, which checks nothing."""
-    listed = "".join(f'url = "{job.url}/{name}"\noutput = "{job.folder}/{name}"\n' for name in job.names)
-    parallel = ["--parallel", "--parallel-max", str(job.jobs)] if job.jobs > 1 else []
-    options = ["--silent", "--show-error", "--fail", "--create-dirs"]
-    return ["curl", *options, *parallel, "--config", job.write("curl.config", listed)]
+    return curl_files({f"{job.url}/{name}": job.folder / name for name in job.names}, job.jobs, job.scratch)
 
 
 def curl_then_sha256sum(job: Job) -> list[str]:

@@ -9,13 +9,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from bench.common import command, lab
-from bench.pypi import far, load, servers, upstream
+from bench.common import command, lab, load
+from bench.pypi import far, servers, upstream
 from bench.pypi.scenarios import Bench, all_scenarios, warm
 
 DEBIAN = {"nginx": "nginx-light", "ip": "iproute2", "unshare": "util-linux"} | load.DEBIAN
-# Set for the process that measures: it has a network of its own.
-INSIDE = "LANMIRROR_BENCH_INSIDE"
 SERVERS = 4
 # Those of the first install, over a long way out.
 FAR = {"lock": far.lock, "small": far.small, "large": far.large, "evening": far.evening}
@@ -40,17 +38,14 @@ def main(argv: Sequence[str]) -> int:
     """Run the scenarios and print the figures; 0 whatever they are, since this is no test."""
     options = arguments(argv)
     work = options.work / "pypi"
-    if INSIDE in os.environ:
+    if command.INSIDE in os.environ:
         return measure(options)
     with command.alone():
         lab.need(DEBIAN)
         work.mkdir(parents=True, exist_ok=True)
         servers.install(work)
         upstream.fetch_wheels(work / "wheels")
-        # No packet leaves the machine, whatever a server thinks it needs, and all ports are free.
-        inside = ["unshare", "--net", "--kill-child", sys.executable, "-m", "bench.pypi", *argv]
-        environment = {**os.environ, INSIDE: "1", "PYTHONPATH": str(command.ROOT)}
-        return subprocess.run(inside, env=environment, check=False).returncode
+        return command.apart("bench.pypi", argv)
 
 
 def measure(options: argparse.Namespace) -> int:

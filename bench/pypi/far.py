@@ -25,8 +25,9 @@ from bench.common import measure
 from bench.common.cost import Cost, problem
 from bench.common.cost import measure as cost_of
 from bench.common.report import MIB, Bar, Result, at_most, label
-from bench.common.wire import Wire, wire, within
-from bench.pypi.servers import INDEX, Server, ours, plain_environment, plain_nginx
+from bench.common.servers import behind, plain_environment
+from bench.common.wire import Wire
+from bench.pypi.servers import INDEX, Server, ours
 from bench.pypi.upstream import JSON
 
 ROUND_TRIP = 0.06
@@ -195,19 +196,10 @@ def make(far: Far) -> None:
 # ---- runs ----------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def way(far: Far, rate: float) -> Iterator[Wire]:
+def way(far: Far, rate: float) -> contextlib.AbstractContextManager[Wire]:
     """Have the upstream behind a long way for the length of a `with`, and this process on the near side."""
     body = NGINX.format(port=PORT, www=far.folder / "www", folder=far.folder)
-    with wire(ROUND_TRIP, "lmpypi", rate) as link:
-        with within(link.far):
-            behind = plain_nginx(far.folder, body, f"http://127.0.0.1:{PORT}")
-            behind.__enter__()
-        try:
-            with within(link.near):
-                yield link
-        finally:
-            behind.__exit__(None, None, None)
+    return behind(far.folder, body, PORT, round_trip=ROUND_TRIP, rate=rate, name="lmpypi")
 
 
 @contextlib.contextmanager

@@ -19,13 +19,13 @@ from pathlib import Path
 from statistics import median
 from urllib.parse import urljoin, urlsplit
 
-from bench.common import measure
+from bench.common import load, measure
 from bench.common.cost import Cost, problem
 from bench.common.cost import measure as cost_of
+from bench.common.load import Load, LoadRow, errors, ratio, say
 from bench.common.report import MIB, Bar, Result, Row, at_least, at_most, label
-from bench.pypi import load
-from bench.pypi.load import Load, LoadRow
-from bench.pypi.servers import ALONE, OURS, PROXPI_NAME, STATIC, STATIC_URL, Server, plain_environment
+from bench.common.servers import STATIC, STATIC_URL, plain_environment
+from bench.pypi.servers import ALONE, OURS, PROXPI_NAME, Server
 from bench.pypi.upstream import ACCEPT, HTML, JSON, LARGE, SLOW, SMALL, URL, Upstream
 
 OK = HTTPStatus.OK
@@ -163,11 +163,6 @@ def warm(bench: Bench) -> None:
                 raise RuntimeError(f"{server.name} answers {answer.status} for {url}")
 
 
-def say(name: str, load_: Load, wrong: str = "") -> None:
-    """Tell the person at the keyboard how it goes."""
-    print(f"  {name}: {load_.per_second:,.1f}/s, 99 % in {load_.p99 * 1000:.1f} ms {wrong}".rstrip(), flush=True)
-
-
 def rates(
     bench: Bench, targets: Mapping[str, str], headers: Mapping[str, str], wrong: Mapping[str, str]
 ) -> list[LoadRow]:
@@ -195,18 +190,6 @@ def rates(
                 errors[name] = f"{done.errors} errors"
             say(name, done, errors.get(name, ""))
     return [LoadRow(name, runs, errors.get(name, "")) for name, runs in loads.items()]
-
-
-def ratio(rows: Sequence[LoadRow], name: str, other: str) -> float:
-    """Return how many times as many requests a server answered as another; 0 where something was wrong.
-
-    The median of the rounds, since the machine's other work changes from one to the next.
-    """
-    found = {row.name: row for row in rows}
-    if found[name].wrong:
-        return 0.0
-    pairs = zip(found[name].loads, found[other].loads, strict=False)
-    return median(mine.per_second / theirs.per_second for mine, theirs in pairs)
 
 
 # ---- pages and files -----------------------------------------------------------------------------------------
@@ -344,12 +327,6 @@ def expiry(bench: Bench) -> Result:
         f"last row, and for {sum(refreshed[kept] + refreshed[near])} in all of the others."
     ]
     return Result("Pages that run out under load", rows, bars, notes)
-
-
-def errors(loads: Sequence[Load]) -> str:
-    """Return how many answers were wrong."""
-    count = sum(one.errors for one in loads)
-    return f"{count} errors" if count else ""
 
 
 # ---- many for one file ---------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.common import channels
 from bench.common.cost import Cost
 from bench.common.report import Result, Row, at_least, at_most
-from bench.engine import channels, scenarios, tools
+from bench.engine import scenarios, tools
 from bench.engine.command import arguments
 from bench.engine.tools import Job
 
@@ -66,22 +67,22 @@ def test_every_byte_that_a_tool_brought_is_checked(tmp_path: Path) -> None:
     brought.mkdir()
     for name in channel.packages():
         (brought / name).write_bytes((channel.folder / name).read_bytes())
-    assert scenarios.incomplete(brought, channel) == ""
+    assert channels.incomplete(brought, channel.packages()) == ""
     first, second, *_ = sorted(brought.iterdir())
     first.unlink()
     second.write_bytes(second.read_bytes()[:-1] + b"x")
-    assert scenarios.incomplete(brought, channel) == "2 files missing or damaged"
+    assert channels.incomplete(brought, channel.packages()) == "2 files missing or damaged"
 
 
 def test_an_index_of_many_is_true_and_changes_as_it_says(tmp_path: Path) -> None:
     many = channels.many(tmp_path / "www", 200, 3, patched=False)
     many.serve(0)
-    assert scenarios.incomplete(many.served.folder, many.served) == ""
+    assert channels.incomplete(many.served.folder, many.served.packages()) == ""
     before = set(many.served.packages())
     many.serve(1)
     after = many.served.packages()
     assert (len(before - set(after)), len(set(after) - before)) == (1, 1)
-    assert scenarios.incomplete(many.served.folder, many.served) == ""
+    assert channels.incomplete(many.served.folder, many.served.packages()) == ""
     assert scenarios.differs(many.served.folder, many.versions[1]) == ""
     assert scenarios.differs(many.served.folder, many.versions[2]) == "the index differs in 2 packages"
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.common import servers
+from bench.common.load import Load, LoadRow, errors, ratio, read
 from bench.common.report import Result
-from bench.pypi import servers
 from bench.pypi.command import arguments
-from bench.pypi.load import Load, LoadRow, read
-from bench.pypi.scenarios import Answer, ColdRow, errors, files_in, ratio, wrong_page
+from bench.pypi.scenarios import Answer, ColdRow, files_in, wrong_page
 from bench.pypi.upstream import HTML, JSON, LARGE, SMALL, Upstream, make
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.pypi.servers import site_files
+from bench.common.servers import site_files
 from tests.ports import free_ports
 from tests.roles.render import render
 from tests.roles.site import Asked, Devpi, Handler, Said, Site, serving

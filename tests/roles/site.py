@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from bench.pypi.servers import site_files, temporary
+from bench.common.servers import site_files, temporary
 from tests.ports import free_ports
 from tests.roles.render import render
 

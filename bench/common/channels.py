@@ -1,17 +1,19 @@
-"""The upstreams of the benchmark: channels of real packages, made once into a folder and used again.
+"""The upstreams of the Conda benchmarks: channels of real packages, made once into a folder and used again.
 
 Every index is true: each record has the size and the hashes of the file that its name leads to.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,9 @@ def _made(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _built(www: Path, tree: str, specs: Callable[[], Iterable[Spec]]) -> Channel:
+def built(www: Path, tree: str, specs: Callable[[], Iterable[Spec]]) -> Channel:
+    """Return a channel of these packages, in a folder of that name below the served one."""
+
     def make(folder: Path) -> None:
         for spec in specs():
             channel.build(spec, folder / CHANNEL)
@@ -76,7 +80,7 @@ def small(www: Path, count: int) -> Channel:
             *channel.crowd("noarch", max(4, count // 10), prefix="any", low=20_000, high=200_000),
         ]
 
-    return _built(www, f"small-{count}", specs)
+    return built(www, f"small-{count}", specs)
 
 
 def large(www: Path, count: int, mib: int) -> Channel:
@@ -87,7 +91,20 @@ def large(www: Path, count: int, mib: int) -> Channel:
             data = b"".join(channel.noise(MIB, number * mib + part) for part in range(mib))
             yield Spec(f"large{number}", subdir=SUBDIR, files={"share/large": data})
 
-    return _built(www, f"large-{count}x{mib}", specs)
+    return built(www, f"large-{count}x{mib}", specs)
+
+
+def incomplete(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the fault of a tool's files, anywhere below the folder; every byte is checked. Empty: none."""
+    found = {file.name: file for file in folder.rglob("*") if file.is_file()}
+    bad = 0
+    for name, record in records.items():
+        if name not in found:
+            bad += 1
+            continue
+        with found[name].open("rb") as file:
+            bad += hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]
+    return f"{bad} files missing or damaged" if bad else ""
 
 
 # ---- many packages: an index of the size of the largest channels' ----------------------------------------
@@ -117,10 +134,10 @@ class Many:
 
 def pool(www: Path) -> Channel:
     """Return the packages whose bytes those of the large subdirs have."""
-    return _built(www.parent, "pool", lambda: channel.crowd(SUBDIR, POOL, prefix="pool"))
+    return built(www.parent, "pool", lambda: channel.crowd(SUBDIR, POOL, prefix="pool"))
 
 
-def many(www: Path, count: int, versions: int, *, patched: bool) -> Many:
+def many(www: Path, count: int, versions: int, *, patched: bool, placed: int | None = None) -> Many:
     """Return a subdir of `count` packages.
 
     Args:
@@ -129,6 +146,7 @@ def many(www: Path, count: int, versions: int, *, patched: bool) -> Many:
         versions: how many versions of its index.
         patched: the change from one version to the next: the dependencies of a hundred records (a channel's
             repodata patch), or, where False, one package, of which a new build comes and the old one goes.
+        placed: how many packages are there to be fetched; None: all that the index names.
     """
     contents = pool(www)
     tree = f"{'patched' if patched else 'changed'}-{count}-{versions}"
@@ -152,18 +170,18 @@ def many(www: Path, count: int, versions: int, *, patched: bool) -> Many:
         subdir = folder / CHANNEL / SUBDIR
         subdir.mkdir(parents=True)
         for version in range(versions):
-            link(contents, index / str(version), subdir)
+            link(contents, index / str(version), subdir, placed)
 
     index = _made(www.parent / "index" / tree, make_index)
-    made = _made(www / tree, make_files)
-    served = Channel(tree, made / CHANNEL / SUBDIR)
+    made = _made(www / (tree if placed is None else f"{tree}-{placed}"), make_files)
+    served = Channel(made.name, made / CHANNEL / SUBDIR)
     return Many(served, tuple(index / str(version) for version in range(versions)))
 
 
-def link(pool: Channel, index: Path, target: Path) -> None:
-    """Put the packages of an index in place: links to those of the pool with the same hash."""
+def link(pool: Channel, index: Path, target: Path, count: int | None = None) -> None:
+    """Put the packages of an index, or the first `count`, in place: links to those of the pool with the same hash."""
     files = {record["sha256"]: pool.folder / name for name, record in pool.packages().items()}
-    for name, record in Channel("", index).packages().items():
+    for name, record in islice(Channel("", index).packages().items(), count):
         if not (target / name).exists():
             (target / name).hardlink_to(files[record["sha256"]])
 
@@ -205,3 +223,18 @@ def _write(folder: Path, records: dict[str, dict[str, Any]]) -> None:
         "repodata_version": 1,
     }
     (folder / "repodata.json").write_bytes(msgspec.json.encode(repodata))
+
+
+def differs(folder: Path, index: Path) -> str:
+    """Return how a published index differs from the one in another folder. Empty: not at all."""
+    repodata = json.loads((folder / "repodata.json").read_bytes())
+    # conda-mirror puts all packages in one section, and adds keys to their records.
+    served = {**repodata["packages"], **repodata.get("packages.conda", {})}
+    wanted = Channel("", index).packages()
+    strange = served.keys() ^ wanted.keys()
+    strange |= {
+        name
+        for name in served.keys() & wanted.keys()
+        if any(served[name][key] != wanted[name][key] for key in ("sha256", "size", "depends"))
+    }
+    return f"the index differs in {len(strange)} packages" if strange else ""

@@ -137,3 +137,26 @@ def wrk(
     command = ["wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script)]
     command += [f"-H{name}: {value}" for name, value in headers.items()]
     return read(subprocess.run([*command, url], check=True, capture_output=True, text=True).stdout)
+
+
+def say(name: str, load_: Load, wrong: str = "") -> None:
+    """Tell the person at the keyboard how it goes."""
+    print(f"  {name}: {load_.per_second:,.1f}/s, 99 % in {load_.p99 * 1000:.1f} ms {wrong}".rstrip(), flush=True)
+
+
+def ratio(rows: Sequence[LoadRow], name: str, other: str) -> float:
+    """Return how many times as many requests a server answered as another; 0 where something was wrong.
+
+    The median of the rounds, since the machine's other work changes from one to the next.
+    """
+    found = {row.name: row for row in rows}
+    if found[name].wrong:
+        return 0.0
+    pairs = zip(found[name].loads, found[other].loads, strict=False)
+    return median(mine.per_second / theirs.per_second for mine, theirs in pairs)
+
+
+def errors(loads: Sequence[Load]) -> str:
+    """Return how many answers were wrong."""
+    count = sum(one.errors for one in loads)
+    return f"{count} errors" if count else ""
