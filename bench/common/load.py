@@ -7,11 +7,13 @@ out how many a server can answer, while it takes a good part of the same machine
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 from bench.common.report import label, spread
 
@@ -36,6 +38,11 @@ local requests = {{}}
 init = function(arguments) for i, path in ipairs({{ {paths} }}) do requests[i] = wrk.format(nil, path) end end
 request = function() place = place % #requests + 1; return requests[place] end
 """
+# Milliseconds before the next request of a connection.
+PAUSE = "delay = function() return math.random(0, {}) end\n"
+# Of a load that lasts as long as something else, a bound.
+LONGEST = 3600
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,11 @@ class Load:
     def per_second(self) -> float:
         """Requests answered per second."""
         return self.requests / self.seconds
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bytes received per second, those of answers that were not over in time too."""
+        return self.bytes / self.seconds
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,8 @@ def wrk(
     scratch: Path,
     *,
     paths: Sequence[str] = (),
+    connections: int = CONNECTIONS,
+    pause: int = 0,
 ) -> Load:
     """Put load on a server.
 
@@ -128,20 +142,59 @@ def wrk(
         seconds: how long.
         scratch: a folder for the script.
         paths: asked for in turn, in place of the URL's.
+        connections: how many there are.
+        pause: the mean time between an answer and the next request on its connection, in milliseconds.
     """
+    command = _command(url, headers, seconds, scratch, paths=paths, connections=connections, pause=pause)
+    return read(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def wrk_during(
+    task: Callable[[], Made], url: str, scratch: Path, *, paths: Sequence[str], pause: int
+) -> tuple[Load, Made]:
+    """Put load on a server as long as a task takes; return what the task returns as well. See `wrk`."""
+    command = _command(url, {}, LONGEST, scratch, paths=paths, connections=CONNECTIONS, pause=pause)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            made = task()
+        finally:
+            # It ends with its figures.
+            process.send_signal(signal.SIGINT)
+        output, _ = process.communicate()
+    return read(output), made
+
+
+def _command(
+    url: str,
+    headers: Mapping[str, str],
+    seconds: int,
+    scratch: Path,
+    *,
+    paths: Sequence[str],
+    connections: int,
+    pause: int,
+) -> list[str]:
     scratch.mkdir(parents=True, exist_ok=True)
     script = scratch / "wrk.lua"
     many = PATHS.format(step=len(paths) // THREADS, paths=", ".join(map(json.dumps, paths))) if paths else ""
-    script.write_text(DONE + many)
+    script.write_text(DONE + many + (PAUSE.format(2 * pause) if pause else ""))
     # Not cut off at two seconds, as it does by itself: a slow server's answers count.
-    command = ["wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script)]
+    command = ["wrk", f"-t{THREADS}", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script)]
     command += [f"-H{name}: {value}" for name, value in headers.items()]
-    return read(subprocess.run([*command, url], check=True, capture_output=True, text=True).stdout)
+    return [*command, url]
 
 
 def say(name: str, load_: Load, wrong: str = "") -> None:
     """Tell the person at the keyboard how it goes."""
     print(f"  {name}: {load_.per_second:,.1f}/s, 99 % in {load_.p99 * 1000:.1f} ms {wrong}".rstrip(), flush=True)
+
+
+def ratios(
+    mine: LoadRow, other: LoadRow, figure: Callable[[Load], float] = lambda load: load.per_second
+) -> list[float]:
+    """Return a figure of each round, as so many times that of another row; 0 alone where an answer was wrong."""
+    pairs = zip(mine.loads, other.loads, strict=False)
+    return [0.0] if mine.wrong else [figure(one) / figure(another) for one, another in pairs]
 
 
 def ratio(rows: Sequence[LoadRow], name: str, other: str) -> float:
@@ -150,10 +203,7 @@ def ratio(rows: Sequence[LoadRow], name: str, other: str) -> float:
     The median of the rounds, since the machine's other work changes from one to the next.
     """
     found = {row.name: row for row in rows}
-    if found[name].wrong:
-        return 0.0
-    pairs = zip(found[name].loads, found[other].loads, strict=False)
-    return median(mine.per_second / theirs.per_second for mine, theirs in pairs)
+    return median(ratios(found[name], found[other]))
 
 
 def errors(loads: Sequence[Load]) -> str:

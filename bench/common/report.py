@@ -80,6 +80,49 @@ class Row:
 
 
 @dataclass(frozen=True)
+class FarRow:
+    """Runs of one kind, with an upstream behind a long way.
+
+    Attributes:
+        name: of the row.
+        costs: of each run.
+        sent: what the upstream sent in each, in bytes.
+        wrong: the fault of a run.
+    """
+
+    name: str
+    costs: Sequence[Cost]
+    sent: Sequence[int]
+    wrong: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """The median time of a run."""
+        return median(cost.seconds for cost in self.costs)
+
+    @property
+    def bytes(self) -> float:
+        """The median of what the upstream sent in a run."""
+        return median(self.sent)
+
+    def head(self) -> Sequence[str]:
+        """Return the heads of the columns after the name."""
+        return ("runs", "median", "from, to", "from the upstream", "time ÷ first row's")
+
+    def cells(self, first: FarRow) -> Sequence[str]:
+        """Return all cells, beside the first row's."""
+        times = [cost.seconds for cost in self.costs]
+        return (
+            label(self.name, self.wrong),
+            str(len(times)),
+            f"{self.seconds:.2f} s",
+            f"{min(times):.2f}, {max(times):.2f} s",
+            f"{self.bytes / MIB:.1f} MiB",
+            f"{self.seconds / first.seconds:.2f}",
+        )
+
+
+@dataclass(frozen=True)
 class Bar:
     """A target, and the result beside it.
 

@@ -38,6 +38,8 @@ LARGEST = (1 << 16) + 64
 QUEUE = 10_000
 # Of the router, where there is a rate, seconds.
 BUFFER = 0.2
+# The server's address on the link.
+FAR = "10.255.60.2"
 # From linux/sched.h.
 CLONE_NEWNET = 0x40000000
 
@@ -88,7 +90,7 @@ def wire(round_trip: float, name: str = "lmbench", rate: float = 0) -> Iterator[
         rate: how much goes through in each direction, in bytes a second; 0 for all that there is.
         name: the first letters of the namespaces' and devices' names, at most 12.
     """
-    made = Wire(f"{name}-near", f"{name}-far", "10.255.60.2")
+    made = Wire(f"{name}-near", f"{name}-far", FAR)
     namespaces = (made.near, made.far)
     for namespace in namespaces:
         if Path("/run/netns", namespace).exists():

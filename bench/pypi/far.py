@@ -24,9 +24,9 @@ from statistics import median
 from bench.common import measure
 from bench.common.cost import Cost, problem
 from bench.common.cost import measure as cost_of
-from bench.common.report import MIB, Bar, Result, at_most, label
+from bench.common.report import MIB, Bar, FarRow, Result, at_most, label
 from bench.common.servers import behind, plain_environment
-from bench.common.wire import Wire
+from bench.common.wire import FAR, Wire
 from bench.pypi.servers import INDEX, Server, ours
 from bench.pypi.upstream import JSON
 
@@ -56,49 +56,6 @@ METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
 
 
 @dataclass(frozen=True)
-class FarRow:
-    """Runs of one kind.
-
-    Attributes:
-        name: of the row.
-        costs: of each run.
-        sent: what the upstream sent in each, in bytes.
-        wrong: the fault of a run.
-    """
-
-    name: str
-    costs: Sequence[Cost]
-    sent: Sequence[int]
-    wrong: str = ""
-
-    @property
-    def seconds(self) -> float:
-        """The median time of a run."""
-        return median(cost.seconds for cost in self.costs)
-
-    @property
-    def bytes(self) -> float:
-        """The median of what the upstream sent in a run."""
-        return median(self.sent)
-
-    def head(self) -> Sequence[str]:
-        """Return the heads of the columns after the name."""
-        return ("runs", "median", "from, to", "from the upstream", "time ÷ first row's")
-
-    def cells(self, first: FarRow) -> Sequence[str]:
-        """Return all cells, beside the first row's."""
-        times = [cost.seconds for cost in self.costs]
-        return (
-            label(self.name, self.wrong),
-            str(len(times)),
-            f"{self.seconds:.2f} s",
-            f"{min(times):.2f}, {max(times):.2f} s",
-            f"{self.bytes / MIB:.1f} MiB",
-            f"{self.seconds / first.seconds:.2f}",
-        )
-
-
-@dataclass(frozen=True)
 class Far:
     """The surroundings of a run.
 
@@ -117,7 +74,7 @@ class Far:
     @property
     def url(self) -> str:
         """The upstream's URL, from the near side."""
-        return f"http://10.255.60.2:{PORT}"
+        return f"http://{FAR}:{PORT}"
 
     def sent(self) -> int:
         """Return what the upstream has sent so far, in bytes."""

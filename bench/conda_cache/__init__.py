@@ -1,0 +1,1 @@
+"""Conda on demand beside a static file and beside the upstream itself."""
