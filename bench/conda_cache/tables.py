@@ -415,7 +415,7 @@ def limit(place: Place) -> list[Result]:
         place.aside(folder)
         place.aside(place.scratch / "again")
     notes = [
-        f"{total / GIB:.1f} GiB in all, by one client with {JOBS} connections. Another client reads a package of "
+        f"{total / MIB:,.0f} MiB in all, by one client with {JOBS} connections. Another client reads a package of "
         f"{mib} MiB all the while, and has to get it right. The cache is on a file system of its own, in memory, whose "
         "use is read a hundred times a second: files that are being written count, and those that are deleted while "
         "somebody reads them."
