@@ -19,7 +19,7 @@ from bench.common.report import MIB
 from bench.common.servers import STATIC_URL, behind, plain_nginx, site_files
 from bench.common.wire import FAR
 from tests.roles.conda_site import SITE
-from tests.roles.render import render
+from tests.roles.render import defaults, render
 from tests.roles.site import serving
 
 PORT, UPSTREAM_PORT = 80, 8000
@@ -28,8 +28,7 @@ UPSTREAM = f"http://{FAR}:{UPSTREAM_PORT}"
 PATH = f"/{CHANNEL}/{SUBDIR}"
 URL = f"http://127.0.0.1:{PORT}/anaconda/cloud{PATH}"
 ROUND_TRIP = 0.06
-# GiB; as the role has it.
-CACHE_GIB = 50.0
+CACHE_GIB = float(defaults("conda_mirror")["conda_mirror_cache_max_gib"])
 SCRIPT = ROOT / "files/anaconda_sync.py"
 UPSTREAM_SERVER = """\
   log_format sent '$bytes_sent $uri';
