@@ -418,7 +418,8 @@ def limit(place: Place) -> list[Result]:
         f"{total / MIB:,.0f} MiB in all, by one client with {JOBS} connections. Another client reads a package of "
         f"{mib} MiB all the while, and has to get it right. The cache is on a file system of its own, in memory, whose "
         "use is read a hundred times a second: files that are being written count, and those that are deleted while "
-        "somebody reads them."
+        "somebody reads them. Nginx looks every ten seconds whether a cache that was within its limit has passed it "
+        "(`ngx_http_file_cache_expire`), so what comes meanwhile is on top.",
     ]
     return [Result(f"{count:,} packages through a small cache", rows, bars, notes)]
 
