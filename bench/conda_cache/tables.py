@@ -215,16 +215,14 @@ def many_for_one(place: Place) -> list[Result]:
     rows = [crowd_row(each, found) for each, found in runs.items()]
     _, one, all_ = rows
     times = median(theirs / its for theirs, its in zip(all_.last, one.last, strict=True))
-    most, first, answers = (
-        max(each.bytes for each in all_.sent) / len(right),
-        max(all_.first),
-        max(each.answers for each in all_.sent),
-    )
-    right_bytes = not all_.wrong
+    most = max(each.bytes for each in all_.sent) / len(right)
+    answers = max(each.answers for each in all_.sent)
+    first = max(all_.first)
+    came = not all_.wrong
     bars = [
-        Bar("one upstream download", f"{most:.3f} times its bytes, {answers} answers", right_bytes and most <= ONCE),
-        Bar("the last client at most 1.1 times one client", f"{times:.2f} times", right_bytes and times <= 1.1),  # noqa: PLR2004 - the bar
-        Bar("first byte of every client within 2 s", f"{first:.2f} s", right_bytes and first <= 2),  # noqa: PLR2004 - the bar
+        Bar("one upstream download", f"{most:.3f} times its bytes, {answers} answers", came and most <= ONCE),
+        Bar("the last client at most 1.1 times one client", f"{times:.2f} times", came and times <= 1.1),  # noqa: PLR2004 - the bar
+        Bar("first byte of every client within 2 s", f"{first:.2f} s", came and first <= 2),  # noqa: PLR2004 - the bar
         Bar("beside one client, direct", f"{median(all_.last) / rows[0].last[0]:.2f} times", None),
     ]
     title = f"{count} clients at once for a package of {mib} MiB that nobody had, 60 ms round trip, 50 Mbit/s"
