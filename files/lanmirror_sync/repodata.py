@@ -308,7 +308,8 @@ def _check_nesting(data: bytes) -> None:
 
 def _without_leads(raw: Raw, data: bytes) -> Raw:
     """Return a record, given with its bytes, without the fields that lead off the mirror."""
-    if b"//" not in data:
+    # JSON may write a slash with a backslash before it (RFC 8259, section 7).
+    if b"//" not in data and b"\\" not in data:
         return raw
     record = members.decode(raw)
     leading = [key for key in LEADING if key in record and leads_away(msgspec.json.decode(record[key]))]

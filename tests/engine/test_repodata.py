@@ -238,6 +238,15 @@ def test_what_leads_off_the_mirror_is_taken_out() -> None:
     assert index.rewritten == {"a-1-0.tar.bz2"}
 
 
+@pytest.mark.parametrize("slash", [rb"\/", rb"\u002f", rb"\u002F"])
+def test_what_leads_off_the_mirror_is_taken_out_however_its_slashes_are_written(slash: bytes) -> None:
+    text = json.dumps(record(url="https://x.org/a-1-0.conda", license="a\\b")).encode()
+    index = one(text.replace(b"/", slash))
+    [(_, _, _, raw)] = index.records()
+    assert json.loads(bytes(raw)) == record(license="a\\b")
+    assert index.rewritten == {"a-1-0.conda"}
+
+
 def test_a_relative_base_url_is_told_and_taken_out() -> None:
     index = parse(info={"base_url": "../packages/"}, packages={})
     assert index.base_url == "../packages/"
