@@ -269,9 +269,10 @@ def _members(raw: Raw) -> dict[str, Raw]:
 
 def _named(view: _View) -> Iterator[tuple[str, str, str, Raw]]:
     """Yield package name, section, key and undecoded record of everything that is published."""
+    packages = {**view.index.packages, **view.former.packages} if view.former.packages else view.index.packages
     for section in view.sections():
         for key, file_name, raw in view.records(section):
-            yield (view.former.packages.get(file_name) or view.index.packages[file_name]).name, section, key, raw
+            yield packages[file_name].name, section, key, raw
 
 
 def _removed(index: Index) -> list[str]:
