@@ -28,9 +28,12 @@ from typing import TypeVar
 import msgspec
 import zstandard
 
-# Of 246 MB of records like those of conda-forge/linux-64, in seconds of CPU (Debian 12, zstd 1.5.7):
-# level 3 1.8 s for 53.2 MB, 6 4.3 s for 50.8 MB, 9 7.3 s for 50.3 MB, 12 14.0 s for 49.8 MB.
-ZSTD_LEVEL = 6
+# Of 219 MB of records with hashes of their own, in seconds of CPU (zstd 1.5.7): level 1 0.6 s for 44.3 MB, 2 0.7 s for
+# 46.0 MB, 3 1.9 s for 49.4 MB, 6 5.0 s for 48.8 MB. A fifth of an index is hashes; a higher level finds short matches
+# in them, and those cost more than they save.
+ZSTD_LEVEL = 1
+# Without hashes, higher is smaller.
+ZSTD_TEXT_LEVEL = 6
 # Level 4 3.8 s for 56.6 MB, 6 5.0 s for 53.6 MB, 9 8.9 s for 52.5 MB.
 GZIP_LEVEL = 6
 # 22 s for 43.6 MB, and hardly less at any level: as much as all the rest.
@@ -98,13 +101,13 @@ class Former:
         return number >> -end % 8 & (1 << piece.length) - 1
 
 
-def zst(source: Path, target: Path, threads: int, former: Former) -> Packed | None:
+def zst(source: Path, target: Path, threads: int, former: Former, level: int = ZSTD_LEVEL) -> Packed | None:
     """Write the bytes of `source` as one zstd frame that tells its content's size (RFC 8878).
 
     Its blocks refer to each other, so none of a former file can be used; it is the fastest of all.
     """
     with source.open("rb") as file, target.open("wb") as out:
-        packer = zstandard.ZstdCompressor(ZSTD_LEVEL, threads=threads)
+        packer = zstandard.ZstdCompressor(level, threads=threads)
         packer.copy_stream(file, out, size=source.stat().st_size, read_size=CHUNK, write_size=CHUNK)
     return None
 
@@ -192,13 +195,13 @@ def _side_by_side(source: Path, work: Callable[[bytes], T], threads: int) -> Ite
 def _pieces(source: Path) -> Iterator[bytes]:
     """Yield a file in pieces of at most `BLOCK` bytes, and of half of that where its content allows it."""
     size, start = source.stat().st_size, 0
-    if not size:
-        return
-    with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with source.open("rb") as file:
         while start < size:
-            end = start + BLOCK
-            if end < size:
-                border = max(data.rfind(text, start + BLOCK // 2, end) for text in BORDERS)
-                end = border if border > 0 else end
-            yield data[start:end]
-            start = end
+            # Not mapped: pages that were looked at would count as memory of this process, and the file is large.
+            file.seek(start)
+            piece = file.read(BLOCK)
+            if start + len(piece) < size:
+                border = max(piece.rfind(text, BLOCK // 2) for text in BORDERS)
+                piece = piece[:border] if border > 0 else piece
+            yield piece
+            start += len(piece)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,7 +32,9 @@ FORMS: Mapping[str, tuple[str, ...]] = {
 }
 # Every file of a subdir's index but the shards themselves, in the order in which they are put in place.
 INDEX_FILES = (shards.INDEX, *(name + form for name, forms in FORMS.items() for form in forms))
+# By form, or by the whole name of a file.
 PACKERS: Mapping[str, Callable[[Path, Path, int, Former], Packed | None]] = {
+    "run_exports.json.zst": partial(compress.zst, level=compress.ZSTD_TEXT_LEVEL),
     ".zst": compress.zst,
     ".bz2": compress.bzip2,
     ".gz": compress.gz,
@@ -187,7 +190,7 @@ def render(
                 file = name + form
                 with _timed(seconds, file):
                     before = Former.read(served / file, memo.packed.get(file)) if served else Former()
-                    made = PACKERS[form](folder / name, folder / file, threads, before)
+                    made = PACKERS.get(file, PACKERS[form])(folder / name, folder / file, threads, before)
                 if made:
                     packed[file] = made
         return packed
@@ -266,9 +269,10 @@ def _members(raw: Raw) -> dict[str, Raw]:
 
 def _named(view: _View) -> Iterator[tuple[str, str, str, Raw]]:
     """Yield package name, section, key and undecoded record of everything that is published."""
+    packages = {**view.index.packages, **view.former.packages} if view.former.packages else view.index.packages
     for section in view.sections():
         for key, file_name, raw in view.records(section):
-            yield (view.former.packages.get(file_name) or view.index.packages[file_name]).name, section, key, raw
+            yield packages[file_name].name, section, key, raw
 
 
 def _removed(index: Index) -> list[str]:

@@ -32,7 +32,7 @@ NOTHING = Index({}, {}, {})
 # What stands for the folder itself among `stamps`.
 FOLDER = "."
 # How the formats are made: a subdir that another version rendered is rendered anew.
-RECIPE = f"2, shards {SHARD_RECIPE}"
+RECIPE = f"3, shards {SHARD_RECIPE}"
 
 
 @dataclass(frozen=True)

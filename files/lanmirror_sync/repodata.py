@@ -12,13 +12,13 @@ import functools
 import json
 import mmap
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import Raw
+from msgspec import Meta, Raw
 
 # CEP 26: name, version and build of a package; the extensions of an archive. No slash, no leading dot.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!~-]{0,245}\.(?:conda|tar\.bz2|whl)")
@@ -53,6 +53,8 @@ LEADING = ("url", "channel", "base_url", "download_url")
 CHECK_BYTES = 1 << 22
 # More lists and objects in one record are an attack on what has to read them, and not a package.
 MOST_NESTED = 500
+# So many records are looked at together. One odd one among them has each looked at by itself.
+TOGETHER = 64
 
 # What an index may be read from. A file that is mapped costs memory only where it is looked at.
 Document = bytes | bytearray | memoryview | mmap.mmap
@@ -154,6 +156,48 @@ class _Fields(msgspec.Struct, gc=False):
     run_exports: dict[str, list[str]] | None = None
 
 
+# What no text is that is written without a backslash: a record with a field of this kind is none of the usual ones.
+_Never = Literal["\0"]
+_Size = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+_Md5 = Annotated[str, Meta(min_length=32, max_length=32)]
+
+
+class _Usual(msgspec.Struct, gc=False):
+    """A record of which nothing has to be looked at more closely, but for what `_usual` looks at.
+
+    It accepts less than `_Fields` and `_check_fields` do, and never more.
+    """
+
+    name: Annotated[str, Meta(min_length=1)]
+    version: str
+    build: str
+    build_number: _Size
+    size: Annotated[int, Meta(ge=0, le=LARGEST_PACKAGE)] | None = None
+    sha256: Annotated[str, Meta(min_length=64, max_length=64)] | None = None
+    md5: _Md5 | None = None
+    depends: list[str] = []
+    constrains: list[str] = []
+    subdir: str = ""
+    timestamp: Annotated[int, Meta(ge=-LAST_TIMESTAMP, le=LAST_TIMESTAMP)] | None = None
+    noarch: Literal["generic", "python"] | bool | None = None
+    license: str | None = None
+    license_family: str | None = None
+    features: str | None = None
+    track_features: str | list[str] = ""
+    arch: str | None = None
+    platform: str | None = None
+    legacy_bz2_md5: _Md5 | None = None
+    legacy_bz2_size: _Size | None = None
+    python_site_packages_path: str | None = None
+    purls: list[Annotated[str, Meta(pattern="^pkg:")]] | None = None
+    run_exports: dict[str, list[str]] | None = None
+    # `LEADING`
+    url: _Never = "\0"
+    channel: _Never = "\0"
+    base_url: _Never = "\0"
+    download_url: _Never = "\0"
+
+
 class _Origin(msgspec.Struct, gc=False):
     url: str | None = None
     fn: str | None = None
@@ -161,6 +205,7 @@ class _Origin(msgspec.Struct, gc=False):
 
 members = msgspec.json.Decoder(dict[str, Raw])
 _fields = msgspec.json.Decoder(_Fields)
+_usuals = msgspec.json.Decoder(list[_Usual])
 _origin = msgspec.json.Decoder(_Origin)
 # What msgspec raises for bad input: its own errors and bad UTF-8 are ValueErrors; deep nesting is not.
 BAD_JSON = (ValueError, RecursionError)
@@ -193,7 +238,7 @@ def parse(data: Document, only: Collection[str] | None = None) -> Index:
     dropped: list[tuple[str, str]] = []
     for section, records in sections.items():
         suffix = SECTIONS[section]
-        for key, raw in records.items():
+        for key, raw in _unusual(section, records, packages, names):
             file_name = key + suffix
             try:
                 encoded = bytes(raw)
@@ -271,12 +316,93 @@ def _members(name: str, raw: Raw) -> dict[str, Raw]:
         raise RepodataError(f"has a damaged {name!r} ({error})") from error
 
 
+def _unusual(
+    section: str, records: dict[str, Raw], packages: dict[str, Package], names: dict[str, str]
+) -> Iterator[tuple[str, Raw]]:
+    """Take in the records of a section that are as records usually are, and yield the others with their keys.
+
+    Args:
+        section: its name.
+        records: its undecoded records; those that were yielded may be replaced meanwhile.
+        packages: takes what is needed of each usual record.
+        names: the package names so far, so that each is held once.
+    """
+    if section.startswith("v3."):
+        yield from list(records.items())
+        return
+    keys, raws = list(records), list(records.values())
+    for start in range(0, len(keys), TOGETHER):
+        some, encoded = keys[start : start + TOGETHER], raws[start : start + TOGETHER]
+        found = _usual(some, b",".join(encoded), names)
+        if found and packages.keys().isdisjoint(some):
+            packages.update(zip(some, found, strict=True))
+        else:
+            yield from zip(some, encoded, strict=True)
+
+
+def _usual(keys: Sequence[str], data: bytes, names: dict[str, str]) -> list[Package]:
+    """Return what is needed of records, where one look at all of them shows no fault; else nothing.
+
+    Each of them alone would pass every check that `parse` makes of one, and would be left as it is.
+
+    Args:
+        keys: their file names.
+        data: the records, with a comma between two.
+        names: the package names so far.
+    """
+    if b"\\" in data or data.count(b"[") + data.count(b"{") > MOST_NESTED:
+        return []
+    try:
+        found = _usuals.decode(b"[%b]" % data)
+    except BAD_JSON:
+        return []
+    sha256s = [fields.sha256 for fields in found if fields.sha256 is not None]
+    md5s = [fields.md5 for fields in found if fields.md5 is not None]
+    old_md5s = [fields.legacy_bz2_md5 for fields in found if fields.legacy_bz2_md5 is not None]
+    sizes = sum(fields.size is not None for fields in found)
+    # No key stands twice in a record if in all of them it stands as often as there are records that have it.
+    once = (
+        data.count(b'"name"') == len(found) == len(keys)
+        and data.count(b'"sha256"') == len(sha256s)
+        and data.count(b'"md5"') == len(md5s)
+        and data.count(b'"size"') == sizes
+    )
+    sound = (
+        once
+        and (len(sha256s) == len(found) or all(fields.sha256 or fields.md5 for fields in found))
+        and _is_hexadecimal([*sha256s, *md5s, *old_md5s])
+        and all(FILE_NAME.fullmatch(key) and key.count("-") >= HYPHENS for key in keys)
+        and all(map(_is_version, {fields.version for fields in found}))
+    )
+    if not sound:
+        return []
+    return [
+        Package(
+            key, names.setdefault(fields.name, fields.name), fields.size,
+            "sha256" if fields.sha256 else "md5", fields.sha256 or fields.md5 or "",
+        )
+        for key, fields in zip(keys, found, strict=True)
+    ]  # fmt: skip
+
+
+def _is_hexadecimal(texts: Sequence[str]) -> bool:
+    """Tell whether texts have nothing but hexadecimal digits, in lower case."""
+    text = "".join(texts)
+    try:
+        # It passes over white space.
+        return 2 * len(bytes.fromhex(text)) == len(text) and text == text.lower()
+    except ValueError:
+        return False
+
+
 def _check_utf8(data: Document) -> None:
     """Raise UnicodeDecodeError where the bytes are no UTF-8: skipped strings are not looked at otherwise."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     view = memoryview(data)
     for start in range(0, len(view), CHECK_BYTES):
-        decoder.decode(view[start : start + CHECK_BYTES])
+        some = bytes(view[start : start + CHECK_BYTES])
+        if not some.isascii() or decoder.getstate()[0]:
+            decoder.decode(some)
     decoder.decode(b"", final=True)
 
 
@@ -308,7 +434,8 @@ def _check_nesting(data: bytes) -> None:
 
 def _without_leads(raw: Raw, data: bytes) -> Raw:
     """Return a record, given with its bytes, without the fields that lead off the mirror."""
-    if b"//" not in data:
+    # JSON may write a slash with a backslash before it (RFC 8259, section 7).
+    if b"//" not in data and b"\\" not in data:
         return raw
     record = members.decode(raw)
     leading = [key for key in LEADING if key in record and leads_away(msgspec.json.decode(record[key]))]

@@ -172,12 +172,11 @@ def _grouped(records: Iterable[tuple[str, str, str, Raw]], removed: Iterable[str
 
 
 def _source(group: _Group) -> bytes:
-    hasher = hashlib.blake2b(digest_size=16)
+    parts: list[bytes | Raw] = []
     for section, key, raw in group.records:
-        hasher.update(f"{section}\0{key}\0".encode())
-        hasher.update(raw)
-    hasher.update("\0".join(sorted(group.removed)).encode())
-    return hasher.digest()
+        parts += (f"{section}\0{key}\0".encode(), raw)
+    parts.append("\0".join(sorted(group.removed)).encode())
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
 
 def _packed(group: _Group) -> bytes:

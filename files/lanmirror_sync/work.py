@@ -439,6 +439,8 @@ class Desk:
 
     def _is_too_much(self, path: PurePosixPath, plan: Plan) -> bool:
         """Tell, and say so, whether an index names other bytes for more of what is held than an upstream changes."""
+        if not plan.replace:
+            return False
         sound = known_files(self._mirror.store.files(path), self._mirror.memory.verified(str(path)))
         wrong = sum(isinstance(sound.get(package.file_name), bytes) for package in plan.replace)
         limit = self._mirror.config.max_delete

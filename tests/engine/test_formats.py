@@ -7,6 +7,7 @@ import bz2
 import copy
 import gzip
 import json
+import mmap
 import random
 import shutil
 import subprocess
@@ -20,9 +21,10 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 import rattler
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lanmirror_sync import compress, formats, repodata
+from lanmirror_sync import compress, formats, repodata, shards
 from lanmirror_sync.compress import Former, Packed
 from lanmirror_sync.formats import Rendered
 
@@ -453,6 +455,62 @@ def test_pieces_that_did_not_change_are_taken_from_the_former_file(
     pack(source, former, 2, Former.read(target, again))
     assert served.unpack(former) == source.read_bytes()
     assert compressor.call_count <= 4
+
+
+def channel_like(packages: int, builds: int) -> dict[str, Any]:
+    """Return an index like a channel's: the builds of a package are alike, but for their hashes."""
+    dice = random.Random(packages)
+    records = {
+        f"lib{number}-1.{build}-h{build:07x}_0.conda": {
+            **record(f"lib{number}"), "version": f"1.{build}", "build": f"h{build:07x}_0", "timestamp": 10**12 + build,
+            "depends": [f"lib{dice.randrange(packages)} >=1.{dice.randrange(9)},<2.0a0" for _ in range(4)],
+            "sha256": dice.randbytes(32).hex(), "md5": dice.randbytes(16).hex(), "size": dice.randrange(1 << 24),
+        }
+        for number in range(packages)
+        for build in range(builds)
+    }  # fmt: skip
+    return {"info": {"subdir": "linux-64"}, "packages": {}, "packages.conda": records}
+
+
+def test_one_changed_record_makes_one_shard_and_a_piece_or_two_of_each_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document, there = channel_like(500, 20), tmp_path / "there"
+    current = json.dumps({"packages.conda": dict(list(document["packages.conda"].items())[:40])}).encode()
+    made = publish(document, there, current=current)
+    memo = formats.Memo.decode(made.memo.encode())
+    assert len(made.files) > 500
+    document["packages.conda"]["lib250-1.7-h0000007_0.conda"]["depends"] = ["patched"]
+    counted: dict[str, Mock] = {}
+    for module, name in ((bz2, "compress"), (zlib, "compressobj"), (mmap, "mmap"), (shards, "_packed")):
+        counted[name] = Mock(wraps=getattr(module, name))
+        monkeypatch.setattr(module, name, counted[name])
+
+    again = publish(
+        document,
+        tmp_path / "again",
+        current=current,
+        memo=memo,
+        served=there,
+        present={f.name for f in there.iterdir()},
+    )
+
+    assert len(memo.packed["repodata.json.gz"].pieces) > 5
+    assert 1 <= counted["compress"].call_count <= 2
+    assert 1 <= counted["compressobj"].call_count <= 2
+    assert counted["_packed"].call_count == 1
+    assert len([name for name in again.files if name.endswith(shards.SUFFIX) and name != shards.INDEX]) == 1
+    # Of the former files alone, of which there is one for each form that is made in pieces; the new ones are large.
+    assert counted["mmap"].call_count == len(memo.packed)
+
+
+def test_zstd_is_as_small_as_at_a_level_that_takes_many_times_longer(tmp_path: Path) -> None:
+    document = channel_like(400, 20)
+    exports = {name: {"run_exports": {"weak": entry["depends"]}} for name, entry in document["packages.conda"].items()}
+    publish(document, tmp_path / "all", run_exports=json.dumps({"packages.conda": exports}).encode())
+    for name in ("repodata.json", "run_exports.json"):
+        usual = len(zstandard.compress((tmp_path / "all" / name).read_bytes(), 6))
+        assert (tmp_path / "all" / f"{name}.zst").stat().st_size < 1.02 * usual
 
 
 @pytest.mark.parametrize("packer", ["bz2", "gz"])

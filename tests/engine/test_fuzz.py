@@ -9,7 +9,7 @@ import bz2
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import zstandard
@@ -110,6 +110,40 @@ def test_the_reader_raises_one_kind_of_error_and_yields_only_names_of_files(
             assert package.size is None or package.size >= 0
     assert read, "some of what is damaged can be read still"
     assert read < count
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_records_are_judged_together_as_each_is_by_itself(
+    damage: Callable[[bytes, random.Random], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = {"version": "1", "build_number": 0, "size": 7, "sha256": "ab" * 32, "md5": "cd" * 16, "depends": ["b >=1"]}
+    records = {f"a-1-{number}.conda": {**sound, "name": "a", "build": f"{number}"} for number in range(12)}
+    good = json.dumps({"info": {}, "packages.conda": records, "packages": {"b-1-0.tar.bz2": {**sound, "name": "b"}}})
+    together = repodata._usual
+    monkeypatch.setattr(repodata, "TOGETHER", 4)
+    quick = 0
+
+    def found(data: bytes) -> object:
+        try:
+            index = repodata.parse(data)
+        except repodata.RepodataError as error:
+            return str(error)
+        rest = {key: getattr(index, key) for key in ("head", "wheels", "refused", "left_out", "rewritten", "base_url")}
+        return list(index.packages.items()), list(index.records()), rest
+
+    def count(keys: Sequence[str], data: bytes, names: dict[str, str]) -> list[repodata.Package]:
+        nonlocal quick
+        packages = together(keys, data, names)
+        quick += len(packages)
+        return packages
+
+    for seed in range(3 * LEAST):
+        data = damage(good.encode(), random.Random(seed))
+        monkeypatch.setattr(repodata, "_usual", count)
+        at_once = found(data)
+        monkeypatch.setattr(repodata, "_usual", lambda *_: [])
+        assert at_once == found(data), f"seed {seed}"
+    assert quick > LEAST
 
 
 @pytest.mark.slow

@@ -119,6 +119,7 @@ def test_a_name_that_is_none_of_a_package_is_refused_by_name(name: str) -> None:
         (b"[]", "damaged"),
         (b"{}", "damaged"),
         (b'{"name": "a", "md5": "%s", "deep": %s}' % (MD5.encode(), b"[" * 600 + b"]" * 600), "more than 500 lists"),
+        (b'%s, "deep": %s}' % (json.dumps(record())[:-1].encode(), b"[" * 600 + b"]" * 600), "more than 500 lists"),
         (json.dumps(record(size=-1)).encode(), "its size is -1"),
         (json.dumps(record(size=10**30)).encode(), f"its size is {10**30}"),
         (json.dumps(record(size=1 << 41)).encode(), f"its size is {1 << 41}"),
@@ -142,6 +143,34 @@ def test_a_faulty_record_is_refused_by_name(raw: bytes, says: str) -> None:
     assert says in index.refused["a-1-0.conda"]
     assert not index.packages
     assert not list(index.records())
+    usual = b", ".join(b'"b-1-%d.conda": %s' % (number, json.dumps(record()).encode()) for number in range(3))
+    among = repodata.parse(b'{"packages.conda": {%s, "a-1-0.conda": %s}}' % (usual, raw))
+    assert among.refused == index.refused
+    assert list(among.packages) == ["b-1-0.conda", "b-1-1.conda", "b-1-2.conda"]
+
+
+def test_records_are_looked_at_together_and_only_beside_an_odd_one_each_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A channel has half a million of them, and a refresh is to be quick."""
+    alone: list[str] = []
+    original = repodata._package
+
+    def package(file_name: str, raw: msgspec.Raw, names: dict[str, str]) -> repodata.Package:
+        alone.append(file_name)
+        return original(file_name, raw, names)
+
+    monkeypatch.setattr(repodata, "_package", package)
+    together = repodata.TOGETHER
+    records = {f"a-1-{number}.conda": record(build=str(number), noarch="python") for number in range(3 * together)}
+    index = parse(packages={"b-1-0.tar.bz2": record()}, **{"packages.conda": records})
+    assert alone == []
+    assert list(index.packages) == ["b-1-0.tar.bz2", *records]
+    records[f"a-1-{together}.conda"]["license"] = 'the "odd" one'
+    assert parse(packages={}, **{"packages.conda": records}).packages == {
+        name: package for name, package in index.packages.items() if name in records
+    }
+    assert alone == list(records)[together : 2 * together]
 
 
 def test_a_group_of_dependencies_may_be_named_like_a_field() -> None:
@@ -166,6 +195,11 @@ def test_two_sections_that_contradict_each_other_are_refused() -> None:
         ("packages.conda", "b-1-0.conda"),
         ("v3.conda", "b-1-0"),
     ]
+    both = {"a-1-0.conda": record()}
+    index = parse(packages=both, **{"packages.conda": {"a-1-0.conda": record(sha256="00" * 32)}})
+    assert set(index.refused) == {"a-1-0.conda"}
+    assert not list(index.records())
+    assert list(parse(packages=both, **{"packages.conda": both}).packages) == ["a-1-0.conda"]
 
 
 def test_records_of_v3_are_packages_like_any_other() -> None:
@@ -236,6 +270,15 @@ def test_what_leads_off_the_mirror_is_taken_out() -> None:
     assert records["a-1-0.tar.bz2"] == record()
     assert records["b-1-0.tar.bz2"] == record(channel="main", license_url="https://license.example.org")
     assert index.rewritten == {"a-1-0.tar.bz2"}
+
+
+@pytest.mark.parametrize("slash", [rb"\/", rb"\u002f", rb"\u002F"])
+def test_what_leads_off_the_mirror_is_taken_out_however_its_slashes_are_written(slash: bytes) -> None:
+    text = json.dumps(record(url="https://x.org/a-1-0.conda", license="a\\b")).encode()
+    index = one(text.replace(b"/", slash))
+    [(_, _, _, raw)] = index.records()
+    assert json.loads(bytes(raw)) == record(license="a\\b")
+    assert index.rewritten == {"a-1-0.conda"}
 
 
 def test_a_relative_base_url_is_told_and_taken_out() -> None:
