@@ -227,8 +227,8 @@ def test_health_says_what_is_wrong(server: Any) -> None:
 
 def test_health_says_what_is_wrong_with_the_conda_half(server: Any) -> None:
     wait("health", SOON, partial(well, "/conda"))
-    # The watchdog sees a change of the configuration by itself. A refresh that began just then would end with code 4, and
-    # be a reason of its own.
+    # The watchdog sees a change of the configuration by itself. A refresh that began just then would end with code 4,
+    # and be a reason of its own.
     run(server, f"systemctl stop cron && sed -i.kept 's/^min_free_gib: .*/min_free_gib: 1000000.0/' {CONDA}")
     try:
         wait("the disk", SOON, partial(failing, "/srv/mirror/conda is nearly full", half="/conda"))

@@ -249,9 +249,8 @@ def test_all_but_the_machine_that_is_off_is_set_up(hosts: dict[str, Any], become
     assert "These machines did not answer, and are as they were: laptop" in words, done.output
     assert f"{SITE}/ is the portal of server" in words, done.output
     assert "The Conda mirror does not have" in words, done.output
-    assert run(hosts["server"], "systemctl is-active devpi nginx cron devpi-watch conda-watch") == "\n".join(
-        ["active"] * 5
-    )
+    units = "devpi nginx cron devpi-watch conda-watch"
+    assert run(hosts["server"], f"systemctl is-active {units}") == "\n".join(["active"] * 5)
 
 
 def test_workstation_installs_through_the_server(hosts: dict[str, Any]) -> None:
