@@ -195,7 +195,12 @@ def _indexes(config: Config, found: Found, status: Mapping[str, Any]) -> Said:
     # Without on demand, a sync of days asks for each index once.
     if not limit or (found.sync and not config.on_demand):
         return
-    asked = {path: told["last_check"] or 0.0 for path, told in status["subdirs"].items()}
+    # A run that reached no upstream has asked all the same, and says so of each subdir.
+    tried = max((status[key] or {}).get(when) or 0.0 for key in ("run", "indexes") for when in ("began", "ended"))
+    asked = {
+        path: max(told["last_check"] or 0.0, tried if told["failures"] else 0.0)
+        for path, told in status["subdirs"].items()
+    }
     old = [path for path, when in asked.items() if found.now - max(when, found.since) > limit]
     if old:
         oldest = min(old, key=lambda path: asked[path])
@@ -211,8 +216,14 @@ def _subdirs(config: Config, found: Found, status: Mapping[str, Any]) -> Said:
     for path, told in (*status["subdirs"].items(), *status["installers"].items()):
         if failures := told["failures"]:
             more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-            yield f"failures of {path}", f"{path}: {failures[0]}{more}; what is held or cached installs", False
-    none = [path for path, told in status["subdirs"].items() if not told["published"] and not told["last_check"]]
+            # Most begin with it.
+            name = "" if failures[0].startswith(path) else f"{path}: "
+            yield f"failures of {path}", f"{name}{failures[0]}{more}; what is held or cached installs", False
+    none = [
+        path
+        for path, told in status["subdirs"].items()
+        if not told["published"] and not told["last_check"] and not told["failures"]
+    ]
     if none:
         more = f" and {len(none) - NAMED} more" if len(none) > NAMED else ""
         first = "refresh" if config.on_demand else "sync"

@@ -113,13 +113,24 @@ def test_mirror_that_is_well(looked: Found) -> None:
             found(told(subdirs={LINUX: {**FRESH, "last_check": LONG_AGO}, NOARCH: {**FRESH, "last_check": NOW - DAY}})),
             [LINUX, "(2 of 2 indexes are too old)"],
         ),
+        # Nobody has asked since it failed.
+        (
+            found(
+                told(
+                    subdirs={NOARCH: {**FRESH, "last_check": LONG_AGO, "failures": ["refused"]}},
+                    run=status.NEVER,
+                    indexes=failed(5, ended=NOW - DAY, began=NOW - DAY),
+                )
+            ),
+            [f"the upstream was not asked for the index of {NOARCH} since 2027-01-14T08:00:00+00:00"],
+        ),
         (found(None, status=None, unknown="/x: Input/output error"), ["cannot be read (/x: Input/output error)"]),
     ],
 )
 def test_problem_names_the_thing_and_the_fix(looked: Found, words: list[str]) -> None:
     problems, warnings = said(looked)
     assert len(problems) == 1, problems
-    assert warnings == []
+    assert len(warnings) == ("refused" in str(looked.status))
     assert [word for word in words if word not in problems[0]] == []
 
 
@@ -135,6 +146,15 @@ def test_problem_names_the_thing_and_the_fix(looked: Found, words: list[str]) ->
         (
             found(told(subdirs=subdirs(failures=["https://a/x: answers 403", "another"]))),
             [f"{LINUX}: https://a/x: answers 403 (and 1 more);", "what is held or cached installs"],
+        ),
+        # For days, and there was no answer that counts.
+        (
+            found(told(subdirs=subdirs(last_check=LONG_AGO, failures=[f"{LINUX}: refused"]), indexes=failed(5))),
+            [f"{LINUX}: refused; what"],
+        ),
+        (
+            found(told(subdirs=subdirs(last_check=None, published=None, failures=["refused"]), indexes=failed(5))),
+            [f"{LINUX}: refused; what"],
         ),
         (found(told(installers={"archive": {"failures": ["x.sh: gone"]}})), ["archive: x.sh: gone;"]),
         (
