@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ import pytest
 from bench.pypi.servers import DEVPI_SITE, site_files
 from tests.ports import free_ports
 from tests.roles import conda_site
-from tests.roles.render import evaluate, render, tasks
+from tests.roles.render import ROOT, evaluate, render, tasks
 from tests.roles.site import INDEXES, PORTS, Devpi, Site, serving
 from tests.roles.test_conda_on_demand import until
 
@@ -145,6 +147,33 @@ def test_server_of_one_half_tells_of_that_one(tmp_path: Path, half: str) -> None
         assert told(ours, **since) == (200, {"status": "ok", half: WELL})
         assert ours.ask("/+health/failing.json").status in (404, 502)
         assert ours.ask("/+health/conda.json").status in (404, 502)
+
+
+def test_watchdog_of_the_conda_half_is_heard_until_it_ends(tmp_path: Path) -> None:
+    """The engine's own, with the configuration of the role; its folder goes as systemd takes it."""
+    with server(tmp_path, "conda") as ours:
+        config, public = tmp_path / "conda_mirror.yml", tmp_path / "conda-watch"
+        given = {
+            "conda_mirror_working_dir": str(tmp_path / "mirror"),
+            "conda_mirror_cache_dir": str(tmp_path / "cache"),
+        }
+        text = render("conda_mirror", "conda_mirror.yml.j2", conda_mirror_min_free_gib=0, **given)
+        config.write_text(text)
+        public.mkdir()
+        command = [sys.executable, ROOT / "files/anaconda_sync.py", "watch", "--health", public, "--config", config]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as watch:
+            until(lambda: told(ours)[0] == 200)
+            said = told(ours)[1]
+            assert said["conda"] == told(ours, "/health/conda")[1]
+            assert "it comes with the first refresh" in said["conda"]["warnings"][0]
+            # It sees that by itself.
+            config.write_text(text.replace("jobs: 16", "jobs: 0"))
+            until(lambda: told(ours)[0] == 503)
+            assert "jobs is 0" in told(ours)[1]["conda"]["problems"][0]
+            watch.terminate()
+        assert watch.returncode == 0
+        shutil.rmtree(public)
+        until(lambda: told(ours) == (503, {"status": "failing", "conda": content("conda", "nothing")}))
 
 
 def test_server_without_halves_has_no_health(tmp_path: Path) -> None:
