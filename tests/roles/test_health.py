@@ -153,14 +153,17 @@ def test_watchdog_of_the_conda_half_is_heard_until_it_ends(tmp_path: Path) -> No
     """The engine's own, with the configuration of the role; its folder goes as systemd takes it."""
     with server(tmp_path, "conda") as ours:
         config, public = tmp_path / "conda_mirror.yml", tmp_path / "conda-watch"
-        given = {
-            "conda_mirror_working_dir": str(tmp_path / "mirror"),
-            "conda_mirror_cache_dir": str(tmp_path / "cache"),
-        }
-        text = render("conda_mirror", "conda_mirror.yml.j2", conda_mirror_min_free_gib=0, **given)
+        text = render(
+            "conda_mirror",
+            "conda_mirror.yml.j2",
+            conda_mirror_working_dir=str(tmp_path / "mirror"),
+            conda_mirror_cache_dir=str(tmp_path / "cache"),
+            conda_mirror_min_free_gib=0,
+        )
         config.write_text(text)
         public.mkdir()
-        command = [sys.executable, ROOT / "files/anaconda_sync.py", "watch", "--health", public, "--config", config]
+        script = str(ROOT / "files/anaconda_sync.py")
+        command = [sys.executable, script, "watch", "--health", str(public), "--config", str(config)]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as watch:
             until(lambda: told(ours)[0] == 200)
             said = told(ours)[1]
