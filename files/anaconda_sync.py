@@ -11,7 +11,7 @@
 # ///
 """Mirror Conda channels: fetch what the upstream's indexes name, verify it, then publish the indexes.
 
-    anaconda_sync.py [sync|plan|verify] --config FILE [--working-dir DIR] [--delete] [--only GLOB] [--jobs N]
+    anaconda_sync.py [sync|plan|verify|watch] --config FILE [--working-dir DIR] [--delete] [--only GLOB] [--jobs N]
 
 The work is done by the package `lanmirror_sync` beside this file.
 """

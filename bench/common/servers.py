@@ -149,7 +149,7 @@ def site_files(folder: Path, sites: Mapping[str, tuple[str, str]] = DEVPI_SITE, 
         "conf.d/lanmirror.conf": render("nginx", "lanmirror.conf.j2", **variables),
         **{
             f"lanmirror/{name}": render("nginx", f"{name}.j2", **variables)
-            for name in ("server.conf", "proxies.conf", "log.conf", "inner.conf", "listen.conf")
+            for name in ("server.conf", "proxies.conf", "log.conf", "inner.conf", "health.conf", "listen.conf")
         },
         **{f"lanmirror/{name}": render(role, template, **variables) for name, (role, template) in sites.items()},
     }
@@ -160,6 +160,7 @@ def site_files(folder: Path, sites: Mapping[str, tuple[str, str]] = DEVPI_SITE, 
         "/var/log/nginx": str(folder),
         "/run/nginx.pid": f"{folder}/nginx.pid",
         "/run/devpi-watch": f"{folder}/watch",
+        "/run/conda-watch": f"{folder}/conda-watch",
         "/run/lanmirror_pages": str(MEMORY),
     }
     for old, new in moved.items():

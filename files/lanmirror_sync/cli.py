@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import logging
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lanmirror_sync import __version__, signals, status
+from lanmirror_sync import __version__, exits, signals, status
 from lanmirror_sync.answers import UnreachableError
 from lanmirror_sync.config import Config, ConfigError, Options, load, overridden
 from lanmirror_sync.fetch import Fetcher
 from lanmirror_sync.memory import Memory
 from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.progress import PlainProgress, TerminalProgress, amount
-from lanmirror_sync.report import Report, discreet, in_words, is_everybodys
+from lanmirror_sync.report import discreet, in_words, is_everybodys
 from lanmirror_sync.store import INDEXES, PACKAGES, LockedError, NoRoomError, Store
 from lanmirror_sync.upstream import begin_searches
 
@@ -34,15 +33,14 @@ exit codes:
    4  too little disk
    5  the upstream cannot be reached, nothing changed
   70  a fault of the program itself, with a traceback in the log; what is served is whole
- 129, 130, 143  it was asked to end (SIGHUP, SIGINT, SIGTERM); what is served is whole, and the next run goes on
+ 129, 130, 143  it was asked to end (SIGHUP, SIGINT, SIGTERM); what is served is whole, and the next run goes on;
+      watch: 0
 """
-OK, INCOMPLETE, WRONG, LOCKED, NO_ROOM, UNREACHABLE = range(6)
-CRASHED = 70
-ENDED: Mapping[type[Exception], int] = {LockedError: LOCKED, NoRoomError: NO_ROOM, UnreachableError: UNREACHABLE}
 # The options that mean something to some commands alone.
 ONLY_FOR = {
     "delete": "sync",
     "indexes": "sync",
+    "health": "watch",
     "accept_older": "sync, plan",
     "max_delete": "sync, plan",
     "repair": "verify",
@@ -60,9 +58,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "command", nargs="?", default="sync", choices=["sync", "plan", "verify"],
+        "command", nargs="?", default="sync", choices=["sync", "plan", "verify", "watch"],
         help="sync: bring the mirror up to the upstream (the default); plan: only say what that would fetch; "
-        "verify: hash everything again, and hold the served indexes against what is there",
+        "verify: hash everything again, and hold the served indexes against what is there; "
+        "watch: say again and again how the mirror is, until it is asked to end",
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"lanmirror {__version__}")
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="the YAML configuration")
@@ -88,15 +87,17 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--repair", action="store_true", help="with verify: fetch what is damaged or missing again")
     parser.add_argument(
+        "--health", type=Path, metavar="DIR", help="with watch: where it writes ok.json or failing.json"
+    )
+    parser.add_argument(
         "--verbose", action="store_true", help="also say what each format of an index cost, and what is asked again"
     )
     parser.add_argument("--check-config", action="store_true", help="check the configuration and do nothing else")
     return parser.parse_args(argv)
 
 
-def _config(arguments: argparse.Namespace) -> Config:
-    """Return the configuration, with what the command line says over it; one that makes no sense is wrong."""
-    config = overridden(load(arguments.config), arguments.working_dir, arguments.jobs, arguments.max_delete)
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse options that another command has."""
     for option, commands in ONLY_FOR.items():
         given = getattr(arguments, option)
         if given is not None and given is not False and arguments.command not in commands.split(", "):
@@ -104,6 +105,13 @@ def _config(arguments: argparse.Namespace) -> Config:
             raise ConfigError(
                 f"--{name} is an option of {commands.replace(', ', ' and ')}, and not of {arguments.command}"
             )
+    if arguments.command == "watch" and not (arguments.health and arguments.health.is_dir()):
+        raise ConfigError(f"watch needs --health with a folder that is there, and has {arguments.health}")
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    """Return the configuration, with what the command line says over it; one that makes no sense is wrong."""
+    config = overridden(load(arguments.config), arguments.working_dir, arguments.jobs, arguments.max_delete)
     if arguments.indexes and not config.on_demand:
         raise ConfigError(
             "--indexes needs on_demand: true; without it an index names what is held, and only a sync changes that"
@@ -130,7 +138,7 @@ class Discreet(logging.Filter):
         return True
 
 
-def main(argv: Sequence[str]) -> int:  # noqa: PLR0911 - one for each way to end
+def main(argv: Sequence[str]) -> int:
     """Run the command line and return its exit code; see `EXIT_CODES`."""
     arguments = _arguments(argv)
     progress = _set_up_log()
@@ -138,26 +146,27 @@ def main(argv: Sequence[str]) -> int:  # noqa: PLR0911 - one for each way to end
     if arguments.verbose:
         logging.getLogger("lanmirror_sync").setLevel(logging.DEBUG)
     try:
+        _check(arguments)
+        if arguments.command == "watch" and not arguments.check_config:
+            # Loaded where it is asked for, like what a terminal needs.
+            from lanmirror_sync import watch  # noqa: PLC0415
+
+            watch.watch(arguments.config, lambda: _config(arguments), arguments.health)
+            return exits.OK
         config = _config(arguments)
         if arguments.check_config:
-            return OK
+            return exits.OK
         command = {"plan": _plan, "verify": _verify}.get(arguments.command, _sync)
         return command(config, arguments, progress)
-    except ConfigError as error:
+    except (ConfigError, LockedError, NoRoomError, UnreachableError, signals.EndedError) as error:
         log.error("%s", error)
-        return WRONG
-    except (LockedError, NoRoomError, UnreachableError) as error:
-        log.error("%s", error)
-        return ENDED[type(error)]
+        return exits.of_error(error)
     except OSError as error:
         log.error("%s", in_words(error))
-        return NO_ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else INCOMPLETE
-    except signals.EndedError as error:
-        log.error("%s", error)
-        return error.code
-    except Exception:
+        return exits.of_error(error)
+    except Exception as error:
         log.exception("this is a fault of the program; what is served is whole")
-        return CRASHED
+        return exits.of_error(error)
     finally:
         progress.stop()
 
@@ -195,10 +204,6 @@ def _prepare(store: Store) -> None:
         raise ConfigError(f"working_dir cannot be used: {in_words(error)}") from error
 
 
-def _code(report: Report) -> int:
-    return CRASHED if report.crashes else INCOMPLETE if report.failed else OK
-
-
 def _plan(config: Config, arguments: argparse.Namespace, progress: PlainProgress | TerminalProgress) -> int:
     """Print what a sync would fetch: a line for each subdir, and the sum."""
     store = Store(config.working_dir)
@@ -210,7 +215,7 @@ def _plan(config: Config, arguments: argparse.Namespace, progress: PlainProgress
         preview = Preview(mirror, Options(arguments.only, accept_older=arguments.accept_older), searches, fetcher)
         for line in preview.lines():
             print(line)
-    return _code(preview.report)
+    return exits.of(preview.report)
 
 
 def _sync(config: Config, arguments: argparse.Namespace, progress: PlainProgress | TerminalProgress) -> int:
@@ -244,7 +249,7 @@ def _sync(config: Config, arguments: argparse.Namespace, progress: PlainProgress
         report.fetched, amount(report.received), report.received / 1e6 / max(spent, 0.001), report.deleted,
         report.failed, len(report.unchanged), report.asked, spent,
     )  # fmt: skip
-    return _code(report)
+    return exits.of(report)
 
 
 def _verify(config: Config, arguments: argparse.Namespace, progress: PlainProgress | TerminalProgress) -> int:
@@ -269,4 +274,4 @@ def _verify(config: Config, arguments: argparse.Namespace, progress: PlainProgre
         "incomplete" if report.failed else "verified", counts["referenced"], counts["held"], counts["repaired"],
         counts["orphaned"], report.failed, time.monotonic() - started,
     )  # fmt: skip
-    return _code(report)
+    return exits.of(report)

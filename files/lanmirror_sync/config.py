@@ -88,6 +88,15 @@ DEFAULTS: dict[str, Any] = {
     # A file for node_exporter's textfile collector, for example
     # /var/lib/prometheus/node-exporter/lanmirror_conda.prom; "" for none.
     "metrics_file": "",
+    # What `watch` judges by. 0 where nothing runs by a schedule.
+    "health": {
+        # Within so many hours a sync should have ended well.
+        "sync_hours": 48,
+        # With on_demand, how often the indexes are refreshed, minutes: three times as old is too old.
+        "index_minutes": 30,
+        # The folder of the web server's cache of what came on demand, whose disk is watched as well; "" for none.
+        "cache_dir": "",
+    },
     "site": {
         # What mirrorz.json says of this site: its URL (without a slash at the end), a short and a long name.
         "url": "http://localhost",
@@ -176,6 +185,15 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What `watch` judges by; see `health` of `DEFAULTS`."""
+
+    sync_hours: float
+    index_minutes: float
+    cache_dir: Path | None
+
+
+@dataclass(frozen=True)
 class Config:
     """What is wanted, checked; see `DEFAULTS`. Rates in bytes a second, 0 for no limit; the rest as named."""
 
@@ -204,6 +222,7 @@ class Config:
     timeout_seconds: float
     ca_bundle: str
     metrics_file: Path | None
+    health: Limits
     site: Site
 
     def subdirs(self) -> tuple[Subdir, ...]:
@@ -340,6 +359,7 @@ def parse(data: object, environ: Mapping[str, str]) -> Config:
         timeout_seconds=_number("timeout_seconds", settings["timeout_seconds"], 0.1, 3600),
         ca_bundle=_ca_bundle(settings["ca_bundle"]),
         metrics_file=_directory("metrics_file", settings["metrics_file"]) if settings["metrics_file"] else None,
+        health=_limits(settings["health"]),
         site=_site(settings["site"]),
     )
 
@@ -492,6 +512,14 @@ def _site(site: dict[str, Any]) -> Site:
         if not isinstance(site[key], str):
             raise _wrong(f"site.{key}", site[key], "a word")
     return Site(_url("site.url", site["url"]), site["abbr"], site["name"], site["path"].rstrip("/"))
+
+
+def _limits(health: dict[str, Any]) -> Limits:
+    return Limits(
+        sync_hours=_number("health.sync_hours", health["sync_hours"], 0, 24 * 365),
+        index_minutes=_number("health.index_minutes", health["index_minutes"], 0, 24 * 60),
+        cache_dir=_directory("health.cache_dir", health["cache_dir"]) if health["cache_dir"] else None,
+    )
 
 
 def _directory(key: str, value: object) -> Path:

@@ -64,16 +64,17 @@ class Memory:
 
     Args:
         read_only: for a look beside a run that is under way: the file is not touched, and what is told is forgotten.
+        facts_alone: read-only, and without what is known of files, which takes memory.
 
     Raises:
         OSError: from every method, where the disk does not take or give what it should.
     """
 
-    def __init__(self, file: Path, *, read_only: bool = False) -> None:
+    def __init__(self, file: Path, *, read_only: bool = False, facts_alone: bool = False) -> None:
         self._file = file
         self._unflushed = False
         self._told = _Told()
-        self._connection = self._look() if read_only else self._connect()
+        self._connection = self._facts() if facts_alone else self._look() if read_only else self._connect()
         with self._errors():
             self._connection.executescript(SCHEMA)
 
@@ -220,10 +221,7 @@ class Memory:
         """Return a copy of the file in memory, as it was last committed; an empty one where there is none."""
         connection = sqlite3.connect(":memory:")
         if self._file.exists():
-            # Without a log beside it nobody is at work, and SQLite need not make one.
-            quiet = "" if self._file.with_name(f"{self._file.name}-wal").exists() else "&immutable=1"
-            address = f"{self._file.absolute().as_uri()}?mode=ro{quiet}"
-            with contextlib.closing(sqlite3.connect(address, uri=True)) as there:
+            with contextlib.closing(self._beside()) as there:
                 try:
                     there.backup(connection)
                     if connection.execute("PRAGMA user_version").fetchone() == (VERSION,):
@@ -232,6 +230,23 @@ class Memory:
                     log.warning("%s: cannot be read (%s); what is held is taken for unknown", self._file, error)
             connection = sqlite3.connect(":memory:")
         return connection
+
+    def _facts(self) -> sqlite3.Connection:
+        """Return a copy of the facts in memory; unlike `_look`, what cannot be read is an error."""
+        connection = sqlite3.connect(":memory:")
+        connection.executescript(SCHEMA)
+        if self._file.exists():
+            with self._errors(), contextlib.closing(self._beside()) as there:
+                made = there.execute("SELECT count(*) FROM sqlite_master WHERE name = 'fact'").fetchone()
+                if made == (1,) and there.execute("PRAGMA user_version").fetchone() == (VERSION,):
+                    connection.executemany("INSERT INTO fact VALUES (?, ?)", there.execute("SELECT * FROM fact"))
+        return connection
+
+    def _beside(self) -> sqlite3.Connection:
+        """Open the file to read it beside a run."""
+        # Without a log beside it nobody is at work, and SQLite need not make one.
+        quiet = "" if self._file.with_name(f"{self._file.name}-wal").exists() else "&immutable=1"
+        return sqlite3.connect(f"{self._file.absolute().as_uri()}?mode=ro{quiet}", uri=True)
 
     def _connect(self) -> sqlite3.Connection:
         """Open the file; one that is damaged is put aside, and everything is verified anew."""

@@ -15,13 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from lanmirror_sync import __version__
+from lanmirror_sync import __version__, exits
 from lanmirror_sync.answers import UnreachableError
 from lanmirror_sync.config import Config
+from lanmirror_sync.memory import Memory
 from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.report import Report, discreet, in_words
 from lanmirror_sync.signals import EndedError
-from lanmirror_sync.store import NoRoomError
+from lanmirror_sync.store import NoRoomError, Store
 
 # Of the keys of status.json: a reader may rely on those it knows as long as this stays.
 FORMAT = 1
@@ -33,7 +34,7 @@ RUNNING, IN_SYNC, INCOMPLETE, FAILED = "running", "in sync", "incomplete", "fail
 VERIFIED = "verified"
 # What is told of a run before there was one.
 NEVER: Mapping[str, Any] = {
-    "result": "none yet", "began": None, "ended": None, "only": "*", "last_success": None, "error": "",
+    "result": "none yet", "began": None, "ended": None, "only": "*", "last_success": None, "error": "", "code": None,
     "fetched_files": 0, "fetched_bytes": 0, "deleted_files": 0, "failures": 0,
 }  # fmt: skip
 EVERYTHING = "*"
@@ -69,24 +70,25 @@ def told(
         indexes: whether it refreshes the indexes alone.
     """
     kind = VERIFY if counts is not None else INDEXES if indexes else RUN if only == EVERYTHING else PART
-    _tell(mirror, kind, report, {"result": RUNNING, "began": began, "only": only, "error": ""}, counts)
-    result, error = FAILED, "it was ended from outside"
+    _tell(mirror, kind, report, {"result": RUNNING, "began": began, "only": only, "error": "", "code": None}, counts)
+    end: dict[str, Any] = {"result": FAILED}
     try:
         yield
-        result, error = result_of(report), ""
-        if report.crashes:
-            error = f"a fault of the program: {report.crashes[0]!r}"
-    except OSError as trouble:
-        error = in_words(trouble)
-        raise
-    except (NoRoomError, UnreachableError, EndedError) as trouble:
-        error = str(trouble)
-        raise
-    except Exception as trouble:
-        error = f"a fault of the program: {trouble!r}"
+        error = f"a fault of the program: {report.crashes[0]!r}" if report.crashes else ""
+        end = {"result": result_of(report), "error": error, "code": exits.of(report)}
+    except BaseException as trouble:
+        end |= {"error": _in_words(trouble), "code": exits.of_error(trouble)}
         raise
     finally:
-        _tell(mirror, kind, report, {"result": result, "began": began, "only": only, "error": discreet(error)}, counts)
+        end["error"] = discreet(end["error"])
+        _tell(mirror, kind, report, {"began": began, "only": only, **end}, counts)
+
+
+def _in_words(trouble: BaseException) -> str:
+    if isinstance(trouble, OSError):
+        return in_words(trouble)
+    said = isinstance(trouble, NoRoomError | UnreachableError | EndedError)
+    return str(trouble) if said else f"a fault of the program: {trouble!r}"
 
 
 def _tell(mirror: Mirror, kind: str, report: Report, run: dict[str, Any], counts: Mapping[str, int] | None) -> None:
@@ -121,9 +123,29 @@ def _write(mirror: Mirror, kind: str, report: Report, run: dict[str, Any], count
         told = {folder: report.failures[folder] for folder in config.folders if folder in report.failures}
         memory.note(INSTALLERS, told)
     memory.commit(store.flush_all)
+    _publish(mirror, durable=True)
+
+
+def refresh(config: Config, store: Store) -> None:
+    """Write everything anew, with the figures of now; a run that is just writing has it so already.
+
+    Raises:
+        OSError: from the memory file, or where it is written.
+    """
+    # It is read behind the lock, or what a run has written since would be taken back.
+    with (
+        contextlib.suppress(BlockingIOError),
+        store.alone("status", wait=False),
+        Memory(store.memory_file, facts_alone=True) as memory,
+    ):
+        _publish(Mirror(config, store, memory), durable=False)
+
+
+def _publish(mirror: Mirror, *, durable: bool) -> None:
+    config, store = mirror.config, mirror.store
     status = gather(mirror)
-    store.write_file(store.public / "status.json", _json(status))
-    store.write_file(store.public / "mirrorz.json", _json(mirrorz(config, status)))
+    store.write_file(store.public / "status.json", _json(status), durable=durable)
+    store.write_file(store.public / "mirrorz.json", _json(mirrorz(config, status)), durable=durable)
     if config.metrics_file:
         # The collector reads every *.prom file: the name it is written under must not end so.
         beside = config.metrics_file.with_name(f".{config.metrics_file.name}.new")
@@ -230,6 +252,7 @@ def metrics(status: Mapping[str, Any]) -> str:
         ("last_check_timestamp_seconds", "When the upstream was last asked for the index.", each("last_check")),
         ("indexes_end_timestamp_seconds", "When the last refresh of the indexes ended.",
          [("", (status["indexes"] or {}).get("ended"))]),
+        ("written_timestamp_seconds", "When this was written.", [("", status["written"])]),
         ("disk_bytes", "Size of the mirror's file system.", [("", status["disk"]["bytes"])]),
         ("disk_free_bytes", "What is free on it.", [("", status["disk"]["free_bytes"])]),
     )  # fmt: skip

@@ -33,8 +33,8 @@ class NoRoomError(Exception):
 
 
 # The kinds of runs, each of which has a lock of its own, and files of its own while it writes: one that fetches
-# packages, and one that only refreshes indexes.
-PACKAGES, INDEXES = "", "-indexes"
+# packages, and one that only refreshes indexes. And `watch`, which has no lock.
+PACKAGES, INDEXES, WATCH = "", "-indexes", "-watch"
 
 
 class Store:
@@ -42,7 +42,7 @@ class Store:
 
     Args:
         root: the working directory.
-        kind: of the run, `PACKAGES` or `INDEXES`.
+        kind: of the run, `PACKAGES`, `INDEXES` or `WATCH`.
     """
 
     def __init__(self, root: Path, kind: str = PACKAGES) -> None:
@@ -90,18 +90,39 @@ class Store:
             file.flush()
             yield
 
+    def holder(self, kind: str) -> tuple[int, float] | None:
+        """Return which process holds the lock of a kind of run, and since when (Unix time, seconds); None for none.
+
+        The lock is not touched: a run that begins just then would take it for held. Of processes of other users nothing
+        is known.
+        """
+        lock = self.state / f"lock{kind}"
+        try:
+            process, since = int(lock.read_text()), lock.stat().st_mtime
+            opened = list(Path(f"/proc/{process}/fd").iterdir())
+        except (OSError, ValueError):
+            return None
+        for file in opened:
+            with contextlib.suppress(OSError):
+                if file.samefile(lock):
+                    return process, since
+        return None
+
     @contextlib.contextmanager
-    def alone(self, what: PurePosixPath | str) -> Iterator[None]:
+    def alone(self, what: PurePosixPath | str, *, wait: bool = True) -> Iterator[None]:
         """Keep runs of the other kind from something, a subdir for example, and wait until they are through with it.
 
         Who has it already goes on. The kernel lets go of it when the process dies.
+
+        Raises:
+            BlockingIOError: another run has it, and is not to be waited for.
         """
         key = hashlib.sha256(str(what).encode()).hexdigest()[:40]
         if key in self._excluded:
             yield
             return
         with (self.locks / key).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             self._excluded.add(key)
             try:
                 yield
@@ -168,13 +189,14 @@ class Store:
         source.chmod(0o644)
         put(source, target)
 
-    def write_file(self, target: Path, data: bytes) -> None:
-        """Write a file of the program's own whole: beside first, to the disk, then under its name."""
+    def write_file(self, target: Path, data: bytes, *, durable: bool = True) -> None:
+        """Write a file of the program's own whole: beside first, if `durable` to the disk, then under its name."""
         temporary = self.state / f"writing{self._kind}"
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.chmod(0o644)
         put(temporary, target)
 

@@ -233,6 +233,7 @@ class Run:
                     self._publish_empty(path)
                 elif subdir.channel in channels and path.parts[0] == "pkgs" and subdir.arch in arches:
                     log.info("%s: the upstream does not have it", path)
+                    self._desk.note_checked(path)
                 else:
                     key = "upstream.repo" if path.parts[0] == "pkgs" else "upstream.cloud"
                     there = subdir.channel in channels

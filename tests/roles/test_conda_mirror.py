@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 
 from roles.conda_mirror.filter_plugins import conda_mirror_checks as checks
 from roles.conda_mirror.library import conda_mirror_data as data
-from tests.roles.render import ROOT, defaults, evaluate, render, run_module
+from tests.roles.render import ROOT, defaults, evaluate, render, run_module, tasks
 from tests.roles.render import load as role_file
 
 ROLE = ROOT / "roles/conda_mirror"
@@ -113,6 +113,10 @@ def test_each_setting_of_the_engine_is_a_variable_of_the_same_name() -> None:
     settings = role_file("conda_mirror", "vars/main.yml")["__conda_mirror_config"]
     for key, value in settings.items():
         assert key in DEFAULTS
+        if key == "health":
+            # The watchdog judges by variables of several names.
+            assert value.keys() == DEFAULTS[key].keys()
+            continue
         assert re.fullmatch(rf"\{{\{{ (__)?conda_mirror_{key}( \| (int|float))? \}}\}}", value), key
 
 
@@ -132,6 +136,73 @@ def test_names_are_those_of_entries_of_either_form() -> None:
         "cloud/conda-forge/label/broken/noarch",
         "cloud/conda-forge/linux-64",
     ]
+
+
+# ---- the watchdog --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({}, (48, 30, Path("/var/cache/lanmirror-conda"))),
+        ({"conda_mirror_index_minutes": "45", "conda_mirror_cache_dir": "/b/"}, (48, 45, Path("/b/lanmirror-conda"))),
+        ({"conda_mirror_cron_weekday": "sun"}, (192, 30, Path("/var/cache/lanmirror-conda"))),
+        ({"conda_mirror_cron_enabled": "no"}, (0, 0, Path("/var/cache/lanmirror-conda"))),
+        ({"conda_mirror_on_demand": "no", "conda_mirror_repos": ["main"], "conda_mirror_cloud": []}, (48, 30, None)),
+    ],
+)  # fmt: skip
+def test_watchdog_judges_by_the_schedule(tmp_path: Path, variables: dict[str, Any], wanted: tuple[Any, ...]) -> None:
+    health = load(written(tmp_path, **variables), {}).health
+    assert (health.sync_hours, health.index_minutes, health.cache_dir) == wanted
+
+
+def test_watchdog_is_kept_to_what_it_writes_and_the_engine_takes_its_command_line(tmp_path: Path) -> None:
+    unit = render(
+        "conda_mirror",
+        "conda-watch.service.j2",
+        conda_mirror_working_dir="/data/conda/",
+        conda_mirror_metrics_file="/srv/metrics/conda.prom",
+        __conda_mirror_python=sys.executable,
+        __conda_mirror_engine=str(ROOT / "files/anaconda_sync.py"),
+        __conda_mirror_watch_public=str(tmp_path),
+        __conda_mirror_config_file=str(written(tmp_path)),
+    ).splitlines()
+    paths = [line for line in unit if line.startswith("ReadWritePaths=")]
+    assert paths == ["ReadWritePaths=-/data/conda", "ReadWritePaths=-/srv/metrics"]
+    for line in (
+        "User=conda-mirror",
+        "ProtectSystem=strict",
+        "CapabilityBoundingSet=",
+        "RestrictAddressFamilies=AF_UNIX",
+        "RuntimeDirectory=conda-watch",
+        "Restart=always",
+    ):
+        assert line in unit
+    (command,) = [line.removeprefix("ExecStart=") for line in unit if line.startswith("ExecStart=")]
+    done = subprocess.run([*command.split(), "--check-config"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    bare = render("conda_mirror", "conda-watch.service.j2")
+    assert bare.count("ReadWritePaths=") == 1
+    assert "ReadWritePaths=-/srv/mirror/conda\n" in bare
+
+
+def test_watchdog_is_started_anew_before_what_it_ran_from_goes() -> None:
+    steps = [task["ansible.builtin.import_tasks"] for task in tasks("conda_mirror", "main.yml")[1:]]
+    assert steps.index("schedule.yml") < steps.index("watch.yml") < steps.index("clean.yml")
+    handler = "Restart the Conda mirror's watchdog"
+    (engine,) = [task["vars"] for task in tasks("conda_mirror", "install.yml") if "vars" in task]
+    assert engine["python_venv_notify"] == [handler]
+    told = {
+        task["name"]
+        for file in ("schedule.yml", "watch.yml")
+        for task in tasks("conda_mirror", file)
+        if task.get("notify") == handler
+    }
+    assert told == {"Write the engine's configuration", "Write the unit of the Conda mirror's watchdog"}
+    handlers = yaml.safe_load((ROLE / "handlers/main.yml").read_text())
+    assert {task["listen"] for task in handlers} == {handler}
+    watch = tasks("conda_mirror", "watch.yml")
+    assert [task.get("ansible.builtin.meta") for task in watch].index("flush_handlers") == 1
 
 
 # ---- the preflight -------------------------------------------------------------------------------------------
@@ -540,7 +611,7 @@ def locations(template: str = "locations.conf.j2", **variables: Any) -> dict[str
     for line in map(
         str.strip, render("conda_mirror", template, conda_mirror_on_demand=False, **variables).splitlines()
     ):
-        if line.startswith("location "):
+        if line.startswith(("location ", "if ")):
             stack.append(line.removeprefix("location ").removesuffix(" {"))
             found[stack[-1]] = ""
         elif line == "}":

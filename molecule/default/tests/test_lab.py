@@ -101,6 +101,8 @@ def test_conda_client_installs_through_an_empty_mirror(workstation: Any, server:
     """From the first minute: nothing was synced, and the second time the way out is not needed."""
     run(workstation, "python3 -m venv /opt/client && /opt/client/bin/pip install -q py-rattler pyyaml")
     docker("cp", str(FILES / "conda_client.py"), f"{container('workstation')}:/opt/conda_client.py")
+    # Without a run, the mirror is well.
+    assert requests.get(url("/health/conda"), timeout=30).json()["status"] == "ok"
     conda_install(workstation, "first", "defaults conda-forge", "hello ==1.0")
     assert run(workstation, "/opt/envs/first/bin/hello") == "hello from the mirror"
     # The engine's own indexes, with shards. cron may be at it as well.
@@ -133,7 +135,7 @@ def test_cron_itself_runs_the_sync_as_its_user(server: Any) -> None:
     finally:
         run(server, f"cp -p /root/cron.kept {CRON}")
     assert "(conda-mirror) CMD (/usr/local/bin/lanmirror-conda-sync logged)" in run(server, "journalctl -t CRON")
-    assert run(server, "find /srv/mirror/conda ! -user conda-mirror") == ""
+    assert run(server, "find /srv/mirror/conda -ignore_readdir_race ! -user conda-mirror") == ""
     assert server.file(f"/srv/mirror/conda/{SUBDIRS[0]}/repodata.json").exists
 
 
@@ -250,6 +252,12 @@ def test_both_install_with_the_upstream_cut_off(workstation: Any, server: Any) -
     assert server.run("lanmirror-conda-sync logged").rc == 5  # documented: the upstream cannot be reached
     assert "hello-1.0-0.conda" in get("/anaconda/pkgs/main/linux-64/repodata.json").text
 
+    def health() -> requests.Response:
+        return requests.get(url("/health/conda"), timeout=30)
+
+    wait("a warning", 30, lambda: "what is held or cached installs" in health().text)
+    assert health().status_code == 200
+
 
 def test_cached_projects_install_while_devpi_is_down(workstation: Any, server: Any) -> None:
     run(server, "systemctl stop devpi")
@@ -293,7 +301,7 @@ def test_unit_comes_back_after_a_kill(server: Any) -> None:
 def test_all_comes_back_after_a_reboot(server: Any, workstation: Any) -> None:
     docker("restart", "--time", "30", container("server"))
     wait("systemd", 60, lambda: server.run("systemctl is-system-running").stdout.strip() == "running")
-    for unit in ("devpi", "nginx", "cron"):
+    for unit in ("devpi", "nginx", "cron", "conda-watch"):
         assert server.service(unit).is_running, unit
     wait("the site", 60, lambda: answers(DEVPI))
     pip_install(workstation, "/opt/rebooted", ["idna", "attrs"])

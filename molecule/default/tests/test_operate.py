@@ -1,4 +1,4 @@
-"""An administrator's view of the PyPI cache: its health, its figures, its disk. After test_lab.py, on its server."""
+"""An administrator's view of the server: its health, the figures and the disk of the PyPI cache. After test_lab.py."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from packaging.version import Version
 
 FILES = "/var/lib/devpi/+files"
 SETTINGS = "/etc/devpi/lanmirror.toml"
+CONDA = "/etc/lanmirror/conda_mirror.yml"
 METRICS = "/var/lib/devpi-watch/lanmirror_pypi.prom"
 # Of Nginx' log and of the watch, seconds: both write every five.
 SOON = 60
@@ -27,16 +28,16 @@ SOON = 60
 REFRESHES_PER_SECOND = 30
 
 
-def health() -> tuple[int, dict[str, Any]]:
-    """Give the answer of /health: its status and its content."""
-    answer = requests.get(url("/health"), timeout=30)
+def health(half: str = "/pypi") -> tuple[int, dict[str, Any]]:
+    """Give the answer of /health for one half, or with "" for both: its status and its content."""
+    answer = requests.get(url(f"/health{half}"), timeout=30)
     said: dict[str, Any] = answer.json()
     return answer.status_code, said
 
 
-def failing(*words: str) -> bool:
+def failing(*words: str, half: str = "/pypi") -> bool:
     """Tell whether /health says 503 with just so many reasons, one with each of these words."""
-    status, said = health()
+    status, said = health(half)
     reasons = said["problems"]
     return (
         status == 503
@@ -45,8 +46,8 @@ def failing(*words: str) -> bool:
     )
 
 
-def well() -> bool:
-    status, said = health()
+def well(half: str = "/pypi") -> bool:
+    status, said = health(half)
     return status == 200 and said["status"] == "ok" and said["problems"] == []
 
 
@@ -124,11 +125,18 @@ def own_wheel(access: tuple[str, str]) -> Iterator[str]:
 
 def test_health_is_ok_and_the_units_are_kept_to_their_work(server: Any) -> None:
     wait("health", SOON, well)
-    for unit in ("devpi", "devpi-watch", "devpi-evict"):
+    wait("health of the Conda half", SOON, partial(well, "/conda"))
+    status, said = health("")
+    assert (status, said["status"]) == (200, "ok")
+    assert said.keys() == {"status", "pypi", "conda"}
+    assert requests.head(url("/health"), timeout=30).status_code == 200
+    for unit in ("devpi", "devpi-watch", "devpi-evict", "conda-watch"):
         score = re.search(r"exposure level for \S+: (\d+\.\d+)", run(server, f"systemd-analyze security {unit}"))
         assert score is not None
         assert float(score[1]) < 2.0
-    assert server.service("devpi-watch").is_running
+    for unit in ("devpi-watch", "conda-watch"):
+        assert server.service(unit).is_running
+        assert server.service(unit).is_enabled
     assert server.service("devpi-evict.timer").is_enabled
     journal = run(server, "journalctl -u devpi --no-pager --since -1min")
     assert "GET /+api" not in journal
@@ -215,6 +223,39 @@ def test_health_says_what_is_wrong(server: Any) -> None:
     finally:
         run(server, "systemctl start devpi-watch")
     wait("health", SOON, well)
+
+
+def test_health_says_what_is_wrong_with_the_conda_half(server: Any) -> None:
+    wait("health", SOON, partial(well, "/conda"))
+    # The watchdog sees a change of the configuration by itself. A refresh that began just then would end with code 4,
+    # and be a reason of its own.
+    run(server, f"systemctl stop cron && sed -i.kept 's/^min_free_gib: .*/min_free_gib: 1000000.0/' {CONDA}")
+    try:
+        wait("the disk", SOON, partial(failing, "/srv/mirror/conda is nearly full", half="/conda"))
+        status, said = health("")
+        assert (status, said["status"], said["pypi"]["status"]) == (503, "failing", "ok")
+    finally:
+        run(server, f"cp -p {CONDA}.kept {CONDA} && rm {CONDA}.kept && systemctl start cron")
+    wait("health", SOON, partial(well, "/conda"))
+    journal = run(server, "journalctl -u conda-watch -p err --no-pager --since -2min")
+    assert "/srv/mirror/conda is nearly full" in journal
+
+    run(server, "systemctl stop conda-watch")
+    try:
+        wait("nobody looks", SOON, partial(failing, "nobody looks after the Conda mirror", half="/conda"))
+        assert health("")[0] == 503
+        assert well()
+    finally:
+        run(server, "systemctl start conda-watch")
+    wait("health", SOON, partial(well, "/conda"))
+
+
+def test_status_of_the_conda_mirror_is_fresh_though_no_run_is_under_way(server: Any) -> None:
+    def written() -> float:
+        return float(requests.get(url("/status.json"), timeout=30).json()["written"])
+
+    before = written()
+    wait("status.json", 2 * 60 + SOON, lambda: written() > before)
 
 
 def test_silent_upstream_is_a_warning(server: Any, request: pytest.FixtureRequest) -> None:

@@ -249,13 +249,15 @@ def test_all_but_the_machine_that_is_off_is_set_up(hosts: dict[str, Any], become
     assert "These machines did not answer, and are as they were: laptop" in words, done.output
     assert f"{SITE}/ is the portal of server" in words, done.output
     assert "The Conda mirror does not have" in words, done.output
-    assert run(hosts["server"], "systemctl is-active devpi nginx cron devpi-watch") == "\n".join(["active"] * 4)
+    units = "devpi nginx cron devpi-watch conda-watch"
+    assert run(hosts["server"], f"systemctl is-active {units}") == "\n".join(["active"] * 5)
 
 
 def test_workstation_installs_through_the_server(hosts: dict[str, Any]) -> None:
     pip_install(hosts["workstation"], "/var/tmp/first", ["idna"])
     run(hosts["workstation"], "/var/tmp/first/bin/python -c 'import idna'; rm -r /var/tmp/first")
-    assert requests.get(f"{SITE}/health", timeout=PATIENCE).json()["status"] == "ok"
+    health = requests.get(f"{SITE}/health", timeout=PATIENCE).json()
+    assert (health["status"], health["pypi"]["status"], health["conda"]["status"]) == ("ok", "ok", "ok"), health
 
 
 def test_nginx_conf_and_sites_are_the_administrators(hosts: dict[str, Any], before: dict[str, Any]) -> None:
