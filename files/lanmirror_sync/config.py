@@ -88,6 +88,8 @@ DEFAULTS: dict[str, Any] = {
     # A file for node_exporter's textfile collector, for example
     # /var/lib/prometheus/node-exporter/lanmirror_conda.prom; "" for none.
     "metrics_file": "",
+    # What is told of the web server's cache on demand, for status.json: an absolute path, "" for none.
+    "cache_report": "",
     "site": {
         # What mirrorz.json says of this site: its URL (without a slash at the end), a short and a long name.
         "url": "http://localhost",
@@ -204,6 +206,7 @@ class Config:
     timeout_seconds: float
     ca_bundle: str
     metrics_file: Path | None
+    cache_report: Path | None
     site: Site
 
     def subdirs(self) -> tuple[Subdir, ...]:
@@ -340,6 +343,7 @@ def parse(data: object, environ: Mapping[str, str]) -> Config:
         timeout_seconds=_number("timeout_seconds", settings["timeout_seconds"], 0.1, 3600),
         ca_bundle=_ca_bundle(settings["ca_bundle"]),
         metrics_file=_directory("metrics_file", settings["metrics_file"]) if settings["metrics_file"] else None,
+        cache_report=_directory("cache_report", settings["cache_report"]) if settings["cache_report"] else None,
         site=_site(settings["site"]),
     )
 
