@@ -15,6 +15,7 @@ KNOWN: dict[str, Any] = {
     "ansible_facts": {**FACTS, "python": {"version": {"major": 3, "minor": 11}}},
     "nginx_site_name": "x",
     "__conda_mirror_data": {"metrics": "", "cache": "/var/cache/lanmirror-conda"},
+    "__conda_mirror_logs": {"files": [{"path": "/var/log/nginx/lanmirror-conda.log"}]},
     "__devpi_data": {"metrics": ""},
     "__devpi_logs": {"files": [{"path": "/var/log/nginx/lanmirror-devpi.log"}]},
     "__devpi_files": {"files": []},
