@@ -107,7 +107,7 @@ def purge(places: Places, state: State, wanted: Iterable[str]) -> int:
                 f"{_count(len(coming), 'slice')} of {what} not deleted, being fetched just now: purge again in a while"
             )
         if packages:
-            print(f"deleted {_count(packages, 'file')} of the {kind} {what}: {_count(slices, 'slice')}, {_mib(total)}")
+            print(f"{kind} {what}: deleted {_count(packages, 'file')}, {_count(slices, 'slice')}, {_mib(total)}")
         else:
             print(f"nothing of {what} is in the cache", file=sys.stderr)
             code = NOTHING

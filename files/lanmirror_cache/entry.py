@@ -11,7 +11,6 @@ import os
 import re
 import struct
 from dataclasses import dataclass
-from email.parser import BytesHeaderParser
 from http import HTTPStatus
 
 from lanmirror_cache import CacheError
@@ -26,9 +25,9 @@ FIRST_READ = 4096
 NAME = re.compile(r"[0-9a-f]{32}")
 # Being written: Nginx renames it when it is whole.
 IN_FLIGHT = re.compile(r"[0-9a-f]{32}\.[0-9]{10,}")
-KEYED = re.compile(r"(/\S*)(?: (?:bytes=(\d{1,15})-(\d{1,15}))?)?")
-RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
-LENGTH = re.compile(r"\d{1,15}")
+KEYED = re.compile(r"(/\S*)(?: (?:bytes=([0-9]{1,15})-([0-9]{1,15}))?)?")
+RANGE = re.compile(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})")
+LENGTH = re.compile(r"[0-9]{1,15}")
 # Of one upstream, by http.conf.j2.
 UPSTREAM = re.compile(r"[!-~]{1,300}")
 
@@ -86,17 +85,17 @@ class Head:
         keyed = KEYED.fullmatch(key.decode("utf-8", "replace").removeprefix("KEY: "))
         if not data.startswith(KEY, HEADER.size) or not mark or not keyed or not start_of_head <= body <= len(data):
             raise BadEntryError("it has no key, or no answer")
-        status_line, _, fields = data[start_of_head:body].partition(b"\r\n")
-        status = status_line.split(b" ")[1:2]
-        if not status or not LENGTH.fullmatch(status[0].decode("latin-1")):
+        status_line, *lines = data[start_of_head:body].decode("latin-1").split("\r\n")
+        status = status_line.split(" ")[1:2]
+        if not status or not LENGTH.fullmatch(status[0]):
             raise BadEntryError("it has no answer")
-        headers = BytesHeaderParser().parsebytes(fields)
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         code = int(status[0])
-        part = RANGE.fullmatch(headers.get("Content-Range", "").strip())
-        length = headers.get("Content-Length", "").strip()
+        part = RANGE.fullmatch(headers.get("content-range", ""))
+        length = headers.get("content-length", "")
         said = int(length) if LENGTH.fullmatch(length) else None
         whole = code == HTTPStatus.OK
-        upstream = headers.get("X-Kept-From", "").strip()
+        upstream = headers.get("x-kept-from", "")
         return cls(
             path=keyed[1],
             first=int(keyed[2]) if keyed[2] else None,

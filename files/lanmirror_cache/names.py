@@ -53,16 +53,16 @@ def chosen(what: str, paths: Collection[str]) -> tuple[Callable[[str], bool], st
         return lambda path: path == name, "path"
     if is_package(name):
         file_name = name if "/" not in name else None
-        return lambda path: path.rpartition("/")[2] == file_name, "file name" if file_name else ""
+        return lambda path: path.rpartition("/")[2] == file_name, "file" if file_name else ""
     folder = name.strip("/")
     if not folder:
         return lambda _: False, ""
-    starts = tuple(f"/{start}/" for start in (folder, *(f"{kind}/{folder}" for kind in KINDS)))
-    # `pkgs` and `r` are no channels: what is meant would be a guess.
-    in_channel = "" if folder in KINDS else "channel" if any(path.startswith(starts) for path in paths) else ""
+    # A repo needs its `pkgs`: its name alone is that of a package. And nobody means all channels together.
+    starts = () if folder in KINDS else (f"/{folder}/", f"/cloud/{folder}/")
+    in_channel = any(path.startswith(starts) for path in paths)
     named = any(is_package(path) and name_of(path) == folder.lower() for path in paths)
     if in_channel and named:
         raise ValueError(f"{what} is a channel and a package: name the channel as cloud/{folder}, or the files")
     if named:
-        return lambda path: is_package(path) and name_of(path) == folder.lower(), "package name"
-    return lambda path: path.startswith(starts), in_channel
+        return lambda path: is_package(path) and name_of(path) == folder.lower(), "package"
+    return lambda path: path.startswith(starts), "channel" if in_channel else ""
