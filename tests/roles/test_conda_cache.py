@@ -6,9 +6,12 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 from lanmirror_cache import cli, served
 
-from tests.roles.render import ROOT, evaluate, load, render, tasks
+from tests.roles.render import ROOT, evaluate, render, tasks
+
+HANDLERS = ROOT / "roles/conda_mirror/handlers/main.yml"
 
 
 def test_log_has_the_fields_and_the_words_that_are_read() -> None:
@@ -48,7 +51,7 @@ def test_log_is_read_where_it_is_written() -> None:
     ],
 )
 def test_packages_and_indexes_of_declared_channels_count(path: str, counts: bool) -> None:
-    found = re.search(r'"(\^\(\?:/anaconda\)\?.*)" \$conda_mirror_subject;', render("conda_mirror", "http.conf.j2"))
+    found = re.search(r'"~(\^\(\?:/anaconda\)\?.*)" \$conda_mirror_subject;', render("conda_mirror", "http.conf.j2"))
     assert found is not None
     pattern = re.compile(found[1].replace("(?<", "(?P<"))
     for prefix in ("", "/anaconda"):
@@ -111,7 +114,7 @@ def test_program_is_installed_beside_the_engine() -> None:
 
 
 def test_each_handler_that_is_notified_is_there() -> None:
-    handlers = {handler["listen"] for handler in load("conda_mirror", "handlers/main.yml")}
+    handlers = {handler["listen"] for handler in yaml.safe_load(HANDLERS.read_text())}
     told = {task.get("notify") for task in tasks("conda_mirror", "cache.yml")} - {None}
     (install,) = [task for task in tasks("conda_mirror", "install.yml") if "vars" in task]
     assert told == set(install["vars"]["python_venv_notify"]) == handlers

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import random
 import re
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from lanmirror_sync.plan import matcher
 from roles.conda_mirror.filter_plugins import conda_mirror_on_demand as on_demand
 from roles.conda_mirror.library import conda_mirror_data as data
 from tests.roles.conda_site import FORGE, MAIN, NAME, CondaSite, Rule, authority, bases, conda_site, drops, ranged
-from tests.roles.render import ROOT, defaults, evaluate, render, tasks
+from tests.roles.render import defaults, evaluate, render, tasks
 from tests.roles.site import Answer, Asked, Devpi, Handler, Said
 from tests.roles.test_nginx_site import needs_root, on_a_small_disk
 
