@@ -53,7 +53,7 @@ def test_log_is_read_where_it_is_written() -> None:
 def test_packages_and_indexes_of_declared_channels_count(path: str, counts: bool) -> None:
     found = re.search(r'"~(\^\(\?:/anaconda\)\?.*)" \$conda_mirror_subject;', render("conda_mirror", "http.conf.j2"))
     assert found is not None
-    pattern = re.compile(found[1].replace("(?<", "(?P<"))
+    pattern = re.compile(found[1].replace("(?<", "(?P<").replace(r"\z", ""))
     for prefix in ("", "/anaconda"):
         match = pattern.fullmatch(prefix + path)
         assert bool(match) == counts
@@ -86,12 +86,14 @@ def test_service_may_write_the_cache_and_nothing_else() -> None:
         "User=nginx",
         "SupplementaryGroups=adm",
         "ProtectSystem=strict",
-        "PrivateNetwork=true",
+        "RestrictAddressFamilies=AF_UNIX",
         "CapabilityBoundingSet=",
         "NoNewPrivileges=true",
         "ExecStart=/usr/local/bin/lanmirror-conda-cache watch",
     ):
         assert line in unit
+    # It would take what other programs of the user have in memory.
+    assert "RemoveIPC=true" not in unit
     assert "User=www-data" in render("conda_mirror", "conda-cache.service.j2").splitlines()
 
 
@@ -121,14 +123,24 @@ def test_each_handler_that_is_notified_is_there() -> None:
 
 
 def test_without_on_demand_all_of_it_goes() -> None:
-    parts = {str(task.get("when")): task for task in tasks("conda_mirror", "cache.yml") if "block" in task}
     made = [
-        evaluate("conda_mirror", task["ansible.builtin.template"]["dest"])
-        for task in parts["__conda_mirror_on_demand"]["block"]
+        task["ansible.builtin.template"]["dest"]
+        for task in tasks("conda_mirror", "cache.yml")
         if "ansible.builtin.template" in task
     ]
-    (taken,) = [task for task in parts["not __conda_mirror_on_demand"]["block"] if "loop" in task]
-    gone = [evaluate("conda_mirror", path) for path in taken["loop"]]
-    assert gone == [made[1], made[0], evaluate("conda_mirror", "{{ __conda_mirror_cache_state }}")]
-    # Nothing that checks is left without a user, a cache, or a log.
-    assert set(gone) <= set(evaluate("conda_mirror", "{{ __conda_mirror_footprint }}"))
+    gone = set(evaluate("conda_mirror", "{{ __conda_mirror_of_check }}"))
+    assert {evaluate("conda_mirror", path) for path in made} < gone
+    assert evaluate("conda_mirror", "{{ __conda_mirror_cache_state }}") in gone
+    included = {
+        file: [
+            task.get("when")
+            for task in tasks("conda_mirror", file)
+            if task.get("ansible.builtin.include_tasks") == "uncheck.yml"
+        ]
+        for file in ("cache.yml", "remove.yml")
+    }
+    assert included == {"cache.yml": ["not __conda_mirror_on_demand"], "remove.yml": [None]}
+    # First it ends, so that it does not write what was deleted.
+    words = [str(task) for task in tasks("conda_mirror", "uncheck.yml")]
+    stopped, deleted = (next(n for n, text in enumerate(words) if word in text) for word in ("stopped", "absent"))
+    assert stopped < deleted

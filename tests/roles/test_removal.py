@@ -21,7 +21,7 @@ KNOWN: dict[str, Any] = {
     "__devpi_files": {"files": []},
     "__devpi_tar": "/var/backups/devpi/x.tar",
 }
-REMOVALS = ("remove.yml", "take_out.yml")
+REMOVALS = ("remove.yml", "take_out.yml", "uncheck.yml")
 # Deleted by a module of the role, as far as it is the role's, or put back as it was.
 OTHERWISE = {
     "conda_mirror": ["/srv/mirror/conda"],
