@@ -47,8 +47,8 @@ class Checker:
         for subdir, known in self.state.subdirs().items():
             identity = self.records.identity(subdir)
             if identity != known:
-                paths = self.state.paths(subdir)
-                self.state.reindexed(subdir, identity, {path: self.records.shard(path) for path in paths})
+                shards = self.state.shards(subdir)
+                self.state.reindexed(subdir, identity, [path for path, it in shards if self.records.shard(path) != it])
 
     def due(self) -> Iterator[Wrong | None]:
         """Judge each package that is due; yield each that is wrong, and None for each other."""
@@ -134,7 +134,10 @@ class Checker:
 
     def _looks(self, part: Slice) -> str:
         """Return a word on what stands in the place of a package, where that can be seen."""
-        beginning = next(self._bytes(part, count=min(part.held, 100)), b"")
+        try:
+            beginning = next(self._bytes(part, count=min(part.held, 100)), b"")
+        except OSError:
+            return ""
         return "; it is a page of HTML" if part.first == 0 and is_page(beginning) else ""
 
     def _out(self, path: str, problem: str, slices: list[Slice]) -> Wrong | None:

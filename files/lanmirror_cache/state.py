@@ -199,8 +199,10 @@ class State:
             )
 
     def dropped(self, path: str) -> None:
-        """Forget a package of which nothing is left."""
-        self.db.execute("DELETE FROM package WHERE path = ?", (path,))
+        """Forget a package of which nothing is left, unless something came meanwhile."""
+        with self.change() as db:
+            if not self.slices(path):
+                db.execute("DELETE FROM package WHERE path = ?", (path,))
 
     def packages(self) -> list[tuple[str, int, bool]]:
         """Return path, bytes on the disk, and whether it is right, of each package."""
@@ -223,16 +225,15 @@ class State:
         )
         return dict(found.fetchall())
 
-    def reindexed(self, subdir: str, identity: str, shard_of: Mapping[str, str]) -> None:
-        """Have those packages judged anew whose shard is another; `shard_of` has that of each."""
+    def reindexed(self, subdir: str, identity: str, changed: Iterable[str]) -> None:
+        """Have those packages judged anew of which another index says something else."""
         with self.change() as db:
-            for path, shard in shard_of.items():
-                db.execute("UPDATE package SET due = 1 WHERE path = ? AND shard != ?", (path, shard))
+            db.executemany("UPDATE package SET due = 1 WHERE path = ?", [(path,) for path in changed])
             db.execute("REPLACE INTO shards VALUES (?, ?)", (subdir, identity))
 
-    def paths(self, subdir: str) -> list[str]:
-        """Return the packages of a subdir."""
-        return [path for (path,) in self.db.execute("SELECT path FROM package WHERE subdir = ?", (subdir,))]
+    def shards(self, subdir: str) -> Iterator[tuple[str, str]]:
+        """Yield each package of a subdir with the shard that it was judged by."""
+        yield from self.db.execute("SELECT path, shard FROM package WHERE subdir = ?", (subdir,))
 
     # ---- what is told
 
