@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from itertools import groupby
 from pathlib import Path
 
 from lanmirror_sync.kept import CacheReport, Channel
@@ -87,15 +86,15 @@ def purge(places: Places, state: State, wanted: Iterable[str]) -> int:
     """Delete what is named."""
     code = DONE
     for what in wanted:
-        entries = list(state.entries())
+        paths = state.paths()
         try:
-            meant, kind = chosen(what, {path for path, *_ in entries})
+            meant, kind = chosen(what, paths)
         except ValueError as error:
             print(f"lanmirror-conda-cache: {error}", file=sys.stderr)
             return REFUSED
         packages = slices = total = 0
-        for path, group in groupby((entry for entry in entries if meant(entry[0])), key=lambda entry: entry[0]):
-            gone = [(name, held) for _, name, inode, held in group if delete(places.kept, name, inode)]
+        for path in filter(meant, paths):
+            gone = [(name, held) for name, inode, held in state.entries(path) if delete(places.kept, name, inode)]
             state.forget(name for name, _ in gone)
             if gone:
                 freed = sum(held for _, held in gone)

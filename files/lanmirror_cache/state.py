@@ -157,10 +157,13 @@ class State:
             for name in names:
                 self._forget(name)
 
-    def entries(self) -> Iterator[tuple[str, str, int, int]]:
-        """Yield path, name, inode and size of all files that have a path, in the order of paths."""
-        found = self.db.execute("SELECT path, name, inode, size FROM file WHERE path != '' ORDER BY path, first")
-        yield from found.fetchall()
+    def paths(self) -> list[str]:
+        """Return the paths of which the cache has something, be it that no upstream has them."""
+        return [path for (path,) in self.db.execute("SELECT DISTINCT path FROM file WHERE path != '' ORDER BY path")]
+
+    def entries(self, path: str) -> list[tuple[str, int, int]]:
+        """Return name, inode and size of each file of a path."""
+        return self.db.execute("SELECT name, inode, size FROM file WHERE path = ? ORDER BY first", (path,)).fetchall()
 
     # ---- packages
 

@@ -306,7 +306,7 @@ def test_file_that_is_known_is_not_opened_again(cache: Path, state: State, monke
     monkeypatch.setattr(scan, "_entry", counted)
     files = [put(cache, f"/pkgs/main/linux-64/a-{number}-0.conda bytes=0-99") for number in range(20)]
     for _ in range(3):
-        scan.scan(cache, state, NOW)
+        scan.scan(cache, state, NOW, every=True)
     assert sorted(opened) == sorted(file.name for file in files)
     assert len(state.due()) == 20
     # One is evicted, and one replaced by another of the same name.
@@ -314,7 +314,7 @@ def test_file_that_is_known_is_not_opened_again(cache: Path, state: State, monke
     (cache.parent / "older").hardlink_to(files[1])
     put(cache, "/pkgs/main/linux-64/a-1-0.conda bytes=0-99")
     opened.clear()
-    scan.scan(cache, state, NOW)
+    scan.scan(cache, state, NOW, every=True)
     assert opened == [files[1].name]
     assert state.slices("/pkgs/main/linux-64/a-0-0.conda") == []
 
@@ -377,7 +377,7 @@ def test_what_is_none_of_nginxs_is_left_alone(cache: Path, state: State) -> None
         strangers.append(good.parent / name)
         make_it(strangers[-1])  # type: ignore[no-untyped-call]
     scan.scan(cache, state, NOW)
-    assert [entry[0] for entry in state.entries()] == [PATH]
+    assert state.paths() == [PATH]
     assert [each.name for each in state.slices(PATH)] == [good.name]
     for name in ("../../outside", "outside", f"{good.name}.1", good.name.upper(), ""):
         with pytest.raises(ValueError, match="no file of a cache"):
