@@ -52,8 +52,8 @@ def chosen(what: str, paths: Collection[str]) -> tuple[Callable[[str], bool], st
     if name in paths:
         return lambda path: path == name, "path"
     if is_package(name):
-        file_name = name if "/" not in name else None
-        return lambda path: path.rpartition("/")[2] == file_name, "file" if file_name else ""
+        there = {path for path in paths if path.rpartition("/")[2] == name}
+        return lambda path: path in there, "file" if there else ""
     folder = name.strip("/")
     if not folder:
         return lambda _: False, ""
