@@ -80,8 +80,7 @@ class Checker:
             return None
         if problem:
             return self._out(path, problem, slices)
-        size = sum(each.size for each in slices)
-        self.state.judged(Judged(path, size, right, shard, files, expected.digest if expected and right else ""))
+        self.state.judged(Judged(path, right, shard, files, expected.digest if expected and right else ""))
         return None
 
     def _wrong(self, standing: Standing, expected: Expected) -> str:

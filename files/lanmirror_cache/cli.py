@@ -1,5 +1,7 @@
 """The command line: `lanmirror-conda-cache purge|size|check|flight|watch`.
 
+The options before the command are the paths of `watch.Places`.
+
 Exit codes: 0 done; 1 there is nothing of that, or something was wrong; 2 it cannot be done as it was asked; 141 whoever
 reads the output has gone.
 """
@@ -32,16 +34,14 @@ MIB = 1 << 20
 def parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
     made = argparse.ArgumentParser(
-        prog="lanmirror-conda-cache", description="Conda packages that came on demand, in the cache of Nginx."
+        prog="lanmirror-conda-cache",
+        usage="%(prog)s [-h] COMMAND ...",
+        description="Conda packages that came on demand, in the cache of Nginx.",
     )
-    for name, what in {
-        "kept": "the folder of Nginx's cache",
-        "mirror": "the folder with the served indexes",
-        "log": "the log of what Nginx serves",
-        "state": "the folder for what is known of the cache",
-    }.items():
-        made.add_argument(f"--{name}", type=Path, required=True, help=what)
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # The wrapper gives them.
+    for name in ("kept", "mirror", "log", "state"):
+        made.add_argument(f"--{name}", type=Path, required=True, help=argparse.SUPPRESS)
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=made.prog)
     purge = commands.add_parser("purge", help="delete packages from the cache")
     purge.add_argument(
         "what",

@@ -42,7 +42,12 @@ CREATE TABLE IF NOT EXISTS read (inode INTEGER PRIMARY KEY, offset INTEGER NOT N
 CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
 ADD = "INSERT INTO numbers VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
-DUE = "INSERT INTO package (path, subdir, channel, due) VALUES (?, ?, ?, 1) ON CONFLICT (path) DO UPDATE SET due = 1"
+DUE = """
+INSERT INTO package (path, subdir, channel, due, bytes)
+    SELECT ?1, ?2, ?3, 1, coalesce(sum(size), 0) FROM file
+    WHERE path = ?1 AND first IS NOT NULL AND status IN (200, 206)
+    ON CONFLICT (path) DO UPDATE SET due = 1, bytes = excluded.bytes
+"""
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,11 @@ class Judged:
 
     Attributes:
         path: of it.
-        bytes: what its slices take on the disk.
         right: whether it is whole and what the index says.
         shard, files, digest: see SCHEMA.
     """
 
     path: str
-    bytes: int
     right: bool
     shard: str
     files: str
@@ -187,9 +190,9 @@ class State:
     def known(self, path: str) -> Judged | None:
         """Return what a package was found to be the last time."""
         found = self.db.execute(
-            "SELECT path, bytes, right, shard, files, digest FROM package WHERE path = ?", (path,)
+            "SELECT path, right, shard, files, digest FROM package WHERE path = ?", (path,)
         ).fetchone()
-        return Judged(found[0], found[1], bool(found[2]), *found[3:]) if found else None
+        return Judged(found[0], bool(found[1]), *found[2:]) if found else None
 
     def judged(self, judged: Judged) -> None:
         """Remember what a package was found to be; if its files are others by now, it is to be judged again."""
@@ -197,7 +200,7 @@ class State:
         with self.change() as db:
             due = signature(self.slices(path)) != judged.files
             db.execute(
-                "UPDATE package SET due = ?, bytes = ?, right = ?, shard = ?, files = ?, digest = ? WHERE path = ?",
+                "UPDATE package SET due = ?, right = ?, shard = ?, files = ?, digest = ? WHERE path = ?",
                 (due, *rest, path),
             )
 
@@ -209,13 +212,13 @@ class State:
 
     def packages(self) -> list[tuple[str, int, bool]]:
         """Return path, bytes on the disk, and whether it is right, of each package."""
-        found = self.db.execute("SELECT path, bytes, right FROM package WHERE bytes ORDER BY path")
+        found = self.db.execute("SELECT path, bytes, right AND NOT due FROM package WHERE bytes ORDER BY path")
         return [(path, size, bool(right)) for path, size, right in found]
 
     def by_channel(self) -> dict[str, tuple[int, int, int]]:
         """Return how many packages each channel has, their bytes, and how many of them are right."""
         found = self.db.execute(
-            "SELECT channel, count(*), sum(bytes), sum(right) FROM package WHERE bytes GROUP BY channel"
+            "SELECT channel, count(*), sum(bytes), sum(right AND NOT due) FROM package WHERE bytes GROUP BY channel"
         )
         return {channel: (packages, size, right) for channel, packages, size, right in found}
 

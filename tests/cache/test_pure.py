@@ -408,13 +408,25 @@ def test_state_without_its_folder_says_who_makes_it(tmp_path: Path) -> None:
 def test_package_that_changes_while_it_is_judged_is_judged_again(cache: Path, state: State) -> None:
     put(cache, f"{PATH} bytes=0-9", total=20)
     scan.scan(cache, state, NOW)
-    judged = Judged(PATH, 10, False, "", signature(state.slices(PATH)), "")
+    judged = Judged(PATH, False, "", signature(state.slices(PATH)), "")
     put(cache, f"{PATH} bytes=10-19", total=20)
     scan.scan(cache, state, NOW)
     state.judged(judged)
     assert state.due() == [PATH]
-    state.judged(Judged(PATH, 20, True, "", signature(state.slices(PATH)), ""))
+    state.judged(Judged(PATH, True, "", signature(state.slices(PATH)), ""))
     assert state.due() == []
+    assert state.by_channel() == {"pkgs/main": (1, sum(each.size for each in state.slices(PATH)), 1)}
+
+
+def test_what_the_cache_has_shows_before_it_is_judged(cache: Path, state: State) -> None:
+    put(cache, "/cloud/a/noarch/repodata.json")
+    scan.scan(cache, state, NOW)
+    assert state.by_channel() == {}
+    file = put(cache, f"{PATH} bytes=0-9")
+    scan.scan(cache, state, NOW)
+    assert state.packages() == [(PATH, file.stat().st_size, False)]
+    state.forget([file.name])
+    assert state.packages() == []
 
 
 def test_last_wrong_ones_are_told_and_all_are_counted(state: State) -> None:
