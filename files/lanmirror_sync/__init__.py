@@ -27,6 +27,7 @@ Data goes one way through these modules:
     preview    what a run would do
     verify     what is held is hashed again; `proof` holds the formats against each other
     status     status.json, mirrorz.json, metrics
+      kept     what `lanmirror_cache` tells of the web server's cache on demand
     report     what a run did; `progress` shows how far it is
     signals    a run that is asked to end does so in order
     cli        command line, log, exit codes

@@ -97,6 +97,8 @@ DEFAULTS: dict[str, Any] = {
         # The folder of the web server's cache of what came on demand, whose disk is watched as well; "" for none.
         "cache_dir": "",
     },
+    # What is told of the web server's cache on demand, for status.json: an absolute path, "" for none.
+    "cache_report": "",
     "site": {
         # What mirrorz.json says of this site: its URL (without a slash at the end), a short and a long name.
         "url": "http://localhost",
@@ -223,6 +225,7 @@ class Config:
     ca_bundle: str
     metrics_file: Path | None
     health: Limits
+    cache_report: Path | None
     site: Site
 
     def subdirs(self) -> tuple[Subdir, ...]:
@@ -360,6 +363,7 @@ def parse(data: object, environ: Mapping[str, str]) -> Config:
         ca_bundle=_ca_bundle(settings["ca_bundle"]),
         metrics_file=_directory("metrics_file", settings["metrics_file"]) if settings["metrics_file"] else None,
         health=_limits(settings["health"]),
+        cache_report=_directory("cache_report", settings["cache_report"]) if settings["cache_report"] else None,
         site=_site(settings["site"]),
     )
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from lanmirror_sync import __version__, exits
+from lanmirror_sync import __version__, exits, kept
 from lanmirror_sync.answers import UnreachableError
 from lanmirror_sync.config import Config
 from lanmirror_sync.memory import Memory
@@ -190,6 +190,7 @@ def gather(mirror: Mirror) -> dict[str, Any]:
         "verify": memory.fact(VERIFY) or None,
         "subdirs": subdirs,
         "installers": installers,
+        "cache": kept.read(config.cache_report),
         "disk": {"bytes": disk.f_blocks * disk.f_frsize, "free_bytes": disk.f_bavail * disk.f_frsize},
     }
 
@@ -257,11 +258,41 @@ def metrics(status: Mapping[str, Any]) -> str:
         ("disk_free_bytes", "What is free on it.", [("", status["disk"]["free_bytes"])]),
     )  # fmt: skip
     lines = []
-    for name, meaning, samples in families:
+    for name, meaning, samples in (*families, *_cache_families(status["cache"] or {})):
         told = [f"lanmirror_conda_{name}{labels} {value}" for labels, value in samples if value is not None]
         if told:
-            lines += [f"# HELP lanmirror_conda_{name} {meaning}", f"# TYPE lanmirror_conda_{name} gauge", *told]
+            lines += [f"# HELP lanmirror_conda_{name} {meaning}", f"# TYPE lanmirror_conda_{name} {_kind(name)}", *told]
     return "\n".join(lines) + "\n"
+
+
+def _kind(name: str) -> str:
+    """Return the type of a metric, by the naming that Prometheus asks for."""
+    return "counter" if name.endswith("_total") else "gauge"
+
+
+def _cache_families(cache: Mapping[str, Any]) -> Iterator[tuple[str, str, list[tuple[str, float | None]]]]:
+    """Yield the metrics of the web server's cache on demand; without a report of it, none has a sample."""
+    channels = cache.get("channels", {})
+
+    def each(key: str, label: str = "") -> list[tuple[str, float | None]]:
+        return [(f'{{channel="{path}"{label}}}', told[key]) for path, told in channels.items()]
+
+    def by(label: str, names: Mapping[str, str]) -> list[tuple[str, float | None]]:
+        return [sample for name, key in names.items() for sample in each(key, f',{label}="{name}"')]
+
+    results = {"hit": "hits", "miss": "misses", "stale": "stale", "error": "errors"}
+    sources = {source: f"{source}_bytes" for source in kept.SOURCES}
+    yield "requests_total", "Packages and indexes that were asked for.", by("result", results)
+    yield "sent_bytes_total", "Bytes of them that were sent, by where they came from.", by("source", sources)
+    yield "cache_packages", "Packages of which the cache has something.", each("packages")
+    yield "cache_bytes", "What they take in the cache.", each("bytes")
+    yield "cache_unchecked_packages", "Those that are not whole, or that no index names.", each("unchecked")
+    yield (
+        "cache_wrong_total",
+        "Packages that were wrong, and were taken out of the cache.",
+        [("", cache.get("wrong_total"))],
+    )
+    yield "cache_written_timestamp_seconds", "When the cache was last looked at.", [("", cache.get("written"))]
 
 
 def human(size: float) -> str:

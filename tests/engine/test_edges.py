@@ -387,6 +387,7 @@ WRONG = [
     "working_dir: /.",
     "working_dir: \"/srv/\\0\"",
     "metrics_file: /",
+    "cache_report: cache.json",
     "ca_bundle: \"\\0\"",
     "jobs: 4\njobs: 5",
     "upstream: {repo: 'http://a', repo: 'http://b'}",

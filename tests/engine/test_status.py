@@ -85,3 +85,43 @@ def test_an_upstream_that_is_down_is_told(lab: Lab) -> None:
     assert "can be reached" in status["run"]["error"]
     assert status["subdirs"][LINUX]["failures"]
     assert "s3cret-word" not in json.dumps(status) + json.dumps(public(lab, "mirrorz.json"))
+
+
+def test_what_the_cache_on_demand_has_is_told(lab: Lab) -> None:
+    file = lab.folder / "cache.json"
+    lab.settings["metrics_file"] = str(lab.folder / "conda.prom")
+    lab.settings["cache_report"] = str(file)
+    assert lab.sync().code == 0
+    assert public(lab, "status.json")["cache"] is None
+    assert "requests_total" not in (lab.folder / "conda.prom").read_text()
+    held = {"packages": 3, "bytes": 700, "checked": 2, "unchecked": 1}
+    sent = {
+        "hits": 5,
+        "misses": 4,
+        "stale": 2,
+        "errors": 1,
+        "mirror_bytes": 10,
+        "cache_bytes": 20,
+        "upstream_bytes": 30,
+    }
+    channel = {**held, **sent}
+    wrong = {"path": "/cloud/a/noarch/x-1-0.conda", "why": "it has 1 bytes instead of 2", "at": 5.0, "upstream": ""}
+    told = {"written": 7.0, "channels": {"cloud/a": channel}, "wrong_total": 1, "wrong": [wrong], "problem": ""}
+    file.write_text(json.dumps(told))
+    assert lab.sync().code == 0
+    assert public(lab, "status.json")["cache"] == told
+    lines = (lab.folder / "conda.prom").read_text().splitlines()
+    for name, labels, value in (
+        *(("requests_total", f',result="{result}"', str(count)) for result, count in
+          {"hit": 5, "miss": 4, "stale": 2, "error": 1}.items()),
+        *(("sent_bytes_total", f',source="{source}"', str(count)) for source, count in
+          {"mirror": 10, "cache": 20, "upstream": 30}.items()),
+        ("cache_packages", "", "3"),
+        ("cache_bytes", "", "700"),
+        ("cache_unchecked_packages", "", "1"),
+    ):  # fmt: skip
+        assert f'lanmirror_conda_{name}{{channel="cloud/a"{labels}}} {value}' in lines
+        assert f"# TYPE lanmirror_conda_{name} {'counter' if name.endswith('_total') else 'gauge'}" in lines
+    assert "lanmirror_conda_cache_wrong_total 1" in lines
+    assert "# TYPE lanmirror_conda_cache_wrong_total counter" in lines
+    assert "# TYPE lanmirror_conda_packages gauge" in lines

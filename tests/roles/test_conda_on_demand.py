@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import random
 import re
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,11 +18,10 @@ from lanmirror_sync.plan import matcher
 from roles.conda_mirror.filter_plugins import conda_mirror_on_demand as on_demand
 from roles.conda_mirror.library import conda_mirror_data as data
 from tests.roles.conda_site import FORGE, MAIN, NAME, CondaSite, Rule, authority, bases, conda_site, drops, ranged
-from tests.roles.render import ROOT, defaults, evaluate, render, tasks
+from tests.roles.render import defaults, evaluate, render, tasks
 from tests.roles.site import Answer, Asked, Devpi, Handler, Said
 from tests.roles.test_nginx_site import needs_root, on_a_small_disk
 
-PAGE = ROOT / "docs/conda-on-demand.md"
 MIB = 1 << 20
 SLICES = ["bytes=0-1048575", "bytes=1048576-2097151", "bytes=2097152-3145727", "bytes=3145728-4194303"]
 SOON: dict[str, Any] = {"__conda_mirror_kept": {"index": "1s", "absent": "1s", "failure": "1s"}}
@@ -673,24 +671,6 @@ def test_full_disk_costs_speed_and_no_package(tmp_path: Path, size: int) -> None
             # No slice can be kept, so the whole comes instead of the first.
             large = {asked["Range"] for asked in ours.upstreams[0].asked if asked.path == path}
             assert large == {SLICES[0], ""}
-
-
-def test_commands_of_the_page_purge_a_package(tmp_path: Path) -> None:
-    command = re.search(r"```sh\n(path=.*?)```", PAGE.read_text(), re.DOTALL)
-    assert command
-    with conda_site(tmp_path, __conda_mirror_slice="8m") as ours:
-        bodies = {f"{FORGE}{name}-1.0-0.conda": some(size) for name, size in {"a": 9 * MIB, "b": 10}.items()}
-        for path, body in bodies.items():
-            ours.upstreams[0].says[path] = ranged(body)
-            assert get(ours, path).body == body
-        until(lambda: len(ours.kept()) == 3)
-        text = re.sub("(?m)^path=.*$", f"path={FORGE}a-1.0-0.conda", command[1])
-        text = text.replace("/var/cache/", f"{tmp_path}/cache/")
-        assert str(tmp_path) in text
-        subprocess.run(["sh", "-euc", text], check=True, capture_output=True)
-        assert ours.kept() == [f"{FORGE}b-1.0-0.conda bytes=0-8388607"]
-        assert [get(ours, path)["X-Cache-Status"] for path in bodies] == ["MISS", "HIT"]
-        assert get(ours, f"{FORGE}a-1.0-0.conda").body == bodies[f"{FORGE}a-1.0-0.conda"]
 
 
 # ---- the role ----------------------------------------------------------------------------------------------------

@@ -15,12 +15,13 @@ KNOWN: dict[str, Any] = {
     "ansible_facts": {**FACTS, "python": {"version": {"major": 3, "minor": 11}}},
     "nginx_site_name": "x",
     "__conda_mirror_data": {"metrics": "", "cache": "/var/cache/lanmirror-conda"},
+    "__conda_mirror_logs": {"files": [{"path": "/var/log/nginx/lanmirror-conda.log"}]},
     "__devpi_data": {"metrics": ""},
     "__devpi_logs": {"files": [{"path": "/var/log/nginx/lanmirror-devpi.log"}]},
     "__devpi_files": {"files": []},
     "__devpi_tar": "/var/backups/devpi/x.tar",
 }
-REMOVALS = ("remove.yml", "take_out.yml")
+REMOVALS = ("remove.yml", "take_out.yml", "uncheck.yml")
 # Deleted by a module of the role, as far as it is the role's, or put back as it was.
 OTHERWISE = {
     "conda_mirror": ["/srv/mirror/conda"],

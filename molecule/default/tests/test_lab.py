@@ -124,6 +124,27 @@ def test_what_came_on_demand_installs_with_the_upstream_cut_off(workstation: Any
     assert missing.status_code in (502, 504)
 
 
+def test_what_came_on_demand_is_checked_and_told(server: Any) -> None:
+    path = "/pkgs/main/linux-64/tool-2.0-0.conda"
+    assert server.service("conda-cache").is_running
+    assert re.search(r"^[1-9]\d* packages? right; .*; 0 wrong$", run(server, "lanmirror-conda-cache check"))
+    damage = (
+        f"file=$(grep -rlaF 'KEY: {path} ' .) && cp -p $file /root/kept && printf x >>/root/kept && mv /root/kept $file"
+    )
+    run(server, f"cd /var/cache/lanmirror-conda/kept && {damage} && systemctl restart conda-cache")
+    journal = "journalctl -u conda-cache -p warning --no-pager"
+    wait("the check", 60, lambda: f"{path} was wrong" in server.run(journal).stdout)
+    assert requests.head(url(f"/anaconda{path}"), timeout=30).headers["X-Cache-Status"] == "MISS"
+    assert f"deleted {path}: 1 slice" in run(server, "lanmirror-conda-cache purge tool")
+    assert "pkgs/main" in run(server, "lanmirror-conda-cache size")
+    assert run(server, "lanmirror-conda-cache flight") == ""
+    # The engine's status has it, and the journal nothing else.
+    wait("the indexes", 60, lambda: server.run("lanmirror-conda-sync sync --indexes").rc == 0)
+    told = get("/status.json").json()["cache"]
+    assert (told["problem"], told["wrong"][0]["path"]) == ("", path)
+    assert told["channels"]["pkgs/main"]["misses"] > 0
+
+
 def test_cron_itself_runs_the_sync_as_its_user(server: Any) -> None:
     before = server.run(f"cat {LOG}").stdout
     entry = server.file(CRON).content_string

@@ -27,6 +27,7 @@ PACKAGE = rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}}-[A-Za-z0-9_.!+]{{1,64}}-[A-Za-z
 # The index of shards is none of them: clients do without where it is not there, and an upstream's would be a list of
 # files that this site has not.
 INDEX = r"(?:(?:current_)?repodata|repodata_from_packages|run_exports)\.json(?:\.zst|\.bz2|\.gz)?"
+SHARDS = r"(?:repodata_shards|[0-9a-f]{64})\.msgpack\.zst"
 
 
 def _either(texts: Iterable[str]) -> str:
@@ -42,13 +43,19 @@ def _indexes(subdirs: Sequence[str]) -> str:
     return rf"/(?:{_either(subdirs)}/{INDEX}|{channels}/channeldata\.json)"
 
 
+def _served(subdirs: Sequence[str]) -> str:
+    return f"(?:{_indexes(subdirs)}|/{_either(subdirs)}/(?:{PACKAGE}|{SHARDS}))"
+
+
 def patterns(subdirs: Sequence[str]) -> dict[str, str]:
     """Return the regular expressions of the paths that may be fetched, from the first slash to the end.
+
+    Those of `served` are all packages and indexes, shards (CEP 16) among them.
 
     Args:
         subdirs: by their paths below the mirror, such as `cloud/conda-forge/noarch`.
     """
-    return {"packages": _packages(subdirs), "indexes": _indexes(subdirs)}
+    return {"packages": _packages(subdirs), "indexes": _indexes(subdirs), "served": _served(subdirs)}
 
 
 def excluded(names: Iterable[str]) -> str:

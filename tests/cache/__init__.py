@@ -1,0 +1,1 @@
+"""What looks after the cache on demand."""
