@@ -10,7 +10,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from lanmirror_sync.sinks import Download, Expected
 from lanmirror_sync.wire import Wire
 
 from tests.engine.lab import Lab
-from tests.roles.conda_site import CondaSite, conda_site
+from tests.engine.site import before
+from tests.roles.conda_site import CondaSite
 from tests.upstream import channel
 
 pytestmark = pytest.mark.slow
@@ -30,25 +31,6 @@ LINUX = "pkgs/main/linux-64"
 SMALL, OLD = "lib0003-1.3-0.conda", "lib0000-1.0-0.tar.bz2"
 MIB = 1 << 20
 LARGE_BYTES = 3 * MIB
-
-
-@contextmanager
-def before(lab: Lab) -> Iterator[CondaSite]:
-    """Run the site before the mirror and the upstream of a lab, with slices of 1 MiB."""
-    upstream = {"conda_mirror_upstream": {key: lab.settings["upstream"][key] for key in ("repo", "cloud")}}
-    folder = lab.folder / "site"
-    folder.mkdir()
-    with conda_site(
-        folder,
-        variables_of=lambda ports: upstream,
-        conda_mirror_repos=["main"],
-        conda_mirror_arches=["noarch", "linux-64"],
-        conda_mirror_cloud=["conda-forge/linux-64"],
-        conda_mirror_working_dir=str(lab.mirror),
-        # The upstream is named by an address.
-        __conda_mirror_resolvers=[],
-    ) as site:
-        yield site
 
 
 @pytest.fixture
@@ -62,7 +44,6 @@ def large(lab: Lab) -> str:
 def site(lab: Lab, large: str) -> Iterator[CondaSite]:
     """The site; the engine's configuration is as the role writes it."""
     with before(lab) as site:
-        lab.settings |= {"on_demand": True, "cache": f"http://127.0.0.1:{site.port - 1}/+kept"}
         lab.remember()
         yield site
 
