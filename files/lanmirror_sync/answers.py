@@ -107,8 +107,13 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a download ended: what landed, or why it did not."""
+    """How a download ended: what landed, or why it did not.
+
+    Attributes:
+        promoted: whether it came from the web server's cache, to its end.
+    """
 
     download: Download
     landed: Landed | None
     error: FetchError | None
+    promoted: bool = False

@@ -244,9 +244,11 @@ def _sync(config: Config, arguments: argparse.Namespace, progress: PlainProgress
     spent = time.monotonic() - started
     part = [*(["indexes"] if arguments.indexes else []), *([arguments.only] if arguments.only != EVERYTHING else [])]
     log.info(
-        "%s%s: %d files fetched (%s, %.1f MB/s), %d deleted, %d failures, %d of %d subdirs unchanged, %.1f s",
+        "%s%s: %d files fetched (%s, %.1f MB/s)%s, %d deleted, %d failures, %d of %d subdirs unchanged, %.1f s",
         status.result_of(report), f" ({', '.join(part)} alone)" if part else "",
-        report.fetched, amount(report.received), report.received / 1e6 / max(spent, 0.001), report.deleted,
+        report.fetched, amount(report.received), report.received / 1e6 / max(spent, 0.001),
+        f", {report.promoted} from the cache ({amount(report.promoted_bytes)})" if report.promoted else "",
+        report.deleted,
         report.failed, len(report.unchanged), report.asked, spent,
     )  # fmt: skip
     return exits.of(report)

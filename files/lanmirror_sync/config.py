@@ -21,6 +21,8 @@ KNOWN_ARCHES = (
 )
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
+# A path that stands in a request as it is.
+PLAIN_PATH = re.compile(r"[A-Za-z0-9/_.!+-]+")
 URL = re.compile(r"https?://[!-~]+")
 HOST = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 HASH = re.compile(r"sha256=[0-9a-f]{64}|md5=[0-9a-f]{32}")
@@ -49,6 +51,10 @@ DEFAULTS: dict[str, Any] = {
     # Whether the site fetches on demand what is not held. Then each index is published complete, before its packages;
     # else it names what is held.
     "on_demand": False,
+    # The web server's cache of what came on demand: a package that it has is taken from there, without a second
+    # download. <cache>/pkgs/<repo>/<arch>/<file> answers from that alone, for example http://127.0.0.1:3140/+kept;
+    # "" for none.
+    "cache": "",
     # Channels below `upstream.repo`, each in every one of `arches`: a name, or a mapping (see `Entry`).
     "repos": ["main", "free", "r", "msys2"],
     "arches": ["noarch", "linux-64", "win-64"],
@@ -205,6 +211,7 @@ class Config:
     index_repo: str
     index_cloud: str
     on_demand: bool
+    cache: str
     repos: tuple[Entry, ...]
     arches: tuple[str, ...]
     cloud: tuple[Entry, ...]
@@ -241,6 +248,10 @@ class Config:
             subdir = self._subdir(PurePosixPath(entry.name), sources, indexes, entry.hold)
             wanted.append(replace(subdir, path=PurePosixPath("cloud", entry.name)))
         return tuple(wanted)
+
+    def kept(self, path: PurePosixPath) -> str:
+        """Return the URL of a package in the web server's cache, by its path in the mirror; "" for none."""
+        return f"{self.cache}/{path}" if self.cache and PLAIN_PATH.fullmatch(str(path)) else ""
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -343,6 +354,7 @@ def parse(data: object, environ: Mapping[str, str]) -> Config:
         index_repo=_optional_url("upstream.index.repo", upstream["index"]["repo"]),
         index_cloud=_optional_url("upstream.index.cloud", upstream["index"]["cloud"]),
         on_demand=on_demand,
+        cache=_cache(settings["cache"]),
         repos=repos,
         arches=arches,
         cloud=cloud,
@@ -493,6 +505,16 @@ def _urls(key: str, value: object) -> tuple[str, ...]:
 
 def _optional_url(key: str, value: object) -> str:
     return _url(key, value) if value not in ("", None) else ""
+
+
+def _cache(value: object) -> str:
+    url = _optional_url("cache", value)
+    if url and (urlsplit(url).scheme != "http" or "@" in url):
+        raise _wrong(
+            "cache", _hidden(value),
+            'an http URL of this machine\'s web server, for example http://127.0.0.1:3140/+kept, or "" for none',
+        )  # fmt: skip
+    return url
 
 
 def _rate(key: str, value: object) -> int:

@@ -34,9 +34,12 @@ from lanmirror_sync.answers import (
     Validators,
     WrongBytesError,
 )
+from lanmirror_sync.cache import Ahead, Cache
 from lanmirror_sync.config import Config
 from lanmirror_sync.hosts import LONGEST_WAIT_SECONDS, Hosts, Refusal, Ticket, host_of
 from lanmirror_sync.sinks import (
+    OK,
+    PARTIAL_CONTENT,
     Download,
     FileSink,
     MemorySink,
@@ -55,7 +58,7 @@ MOST_WAITING = 10_000
 SMALL, BIG = 0, 1
 NOT_MODIFIED = 304
 NO_SUCH_RANGE = 416
-ANSWERED = (200, 206, NOT_MODIFIED)
+ANSWERED = (OK, PARTIAL_CONTENT, NOT_MODIFIED)
 MISSING = (404, 410)
 # What servers also answer for what they do not have, or to a method that they do not know: object stores 403,
 # application servers 500. It is believed only of what a channel need not have.
@@ -100,6 +103,10 @@ class _Job:
     # What went wrong where it could not be raised.
     trouble: Exception | None = None
     probe: bool = False
+    # The URL in the web server's cache, while that is to be asked; whether what came so far may be from there.
+    kept: str = ""
+    lent: bool = False
+    promoted: bool = False
 
     @property
     def url(self) -> str:
@@ -122,9 +129,11 @@ class Fetcher:
         self._inbox: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._ready: deque[_Job] = deque()
         self._waiting: list[tuple[float, int, _Job]] = []
-        self._busy: dict[Exchange, tuple[_Job, Ticket]] = {}
+        # Without a ticket: what the cache is asked says nothing about a host.
+        self._busy: dict[Exchange, tuple[_Job, Ticket | None]] = {}
         self._ticket = itertools.count()
-        self._feeds = (Feed(), Feed())
+        self._cache = Cache(config.cache, self._wire) if config.cache else None
+        self._feeds = (Ahead(self._cache), Ahead(self._cache)) if self._cache else (Feed(), Feed())
         self._feeding = False
         self._closed = False
         self._big = 0
@@ -147,6 +156,8 @@ class Fetcher:
         self._wire.wake()
         self._thread.join()
         self._hashing.shutdown(cancel_futures=True)
+        if self._cache:
+            self._cache.close()
         self._wire.close()
 
     def request(
@@ -308,10 +319,17 @@ class Fetcher:
             self._feeding = False
             self._done.put(None)
         timeout = self._waiting[0][0] - now if self._waiting else None
+        if self._cache and (left := self._cache.seconds_left(now)) < math.inf:
+            timeout = left if timeout is None else min(timeout, left)
         for exchange, failure in self._wire.wait(timeout):
             job, ticket = self._busy.pop(exchange)
             with self._fence(job):
-                self._ended(job, ticket, exchange, failure)
+                if ticket:
+                    self._ended(job, ticket, exchange, failure)
+                else:
+                    self._lent(job, exchange, failure)
+        if self._cache:
+            self._cache.look_at_the_clock()
         if self._failure:
             raise self._failure
 
@@ -339,9 +357,12 @@ class Fetcher:
         def finish(exchange: Exchange | None, error: FetchError | None) -> None:
             self._unfinished -= 1
             self._big -= big
-            self._finished.append(Done(download, sink.landed, error))
+            self._finished.append(Done(download, sink.landed, error, job.promoted))
 
-        job = _Job(download.urls, "GET", sink, Validators(), finish, most_wrong=1 if download.doubted else MOST_WRONG)
+        job = _Job(
+            download.urls, "GET", sink, Validators(), finish,
+            most_wrong=1 if download.doubted else MOST_WRONG, kept=download.kept,
+        )  # fmt: skip
         self._open.add(job)
         return job
 
@@ -356,6 +377,9 @@ class Fetcher:
                 return
         if job.complete:
             self._finish(job, None, None)
+            return
+        if job.kept and self._cache and not self._cache.given_up:
+            self._borrow(job)
             return
         places = job.places()
         waits = [self._wait(job, place, now) for place in places]
@@ -383,6 +407,36 @@ class Fetcher:
         self._wire.start(exchange)
         ticket = self._hosts.began(host_of(job.url), payload=isinstance(sink, FileSink))
         self._busy[exchange] = job, ticket
+
+    def _borrow(self, job: _Job) -> None:
+        """Ask the web server's cache for a package, before any upstream."""
+        url, job.kept = job.kept, ""
+        exchange = Exchange(url, job.method, job.sink.headers(url), near=True)
+        exchange.on_body = self._body_taker(exchange, job)
+        self._wire.start(exchange)
+        self._busy[exchange] = job, None
+
+    def _lent(self, job: _Job, exchange: Exchange, failure: Failure | None) -> None:
+        """See what came from the cache; if it is not all, or wrong, upstreams are asked, and nobody is blamed."""
+        sink = job.sink
+        if job.trouble:
+            sink.close()
+            raise job.trouble
+        job.lent = exchange.status in (OK, PARTIAL_CONTENT)
+        try:
+            if job.lent and (failure is None or failure.code == pycurl.E_WRITE_ERROR):
+                sink.end(exchange)
+                job.promoted = True
+            sink.close()
+        except WrongError as wrong:
+            job.lent = False
+            log.info("%s: %s; the upstream is asked", exchange.url, wrong)
+        if job.promoted:
+            self._finish(job, exchange, None)
+            return
+        if failure and failure.code == pycurl.E_OPERATION_TIMEDOUT and self._cache:
+            self._cache.give_up()
+        self._ready.append(job)
 
     def _body_taker(self, exchange: Exchange, job: _Job) -> Callable[[bytes], bool]:
         def take(data: bytes) -> bool:
@@ -429,6 +483,10 @@ class Fetcher:
         elif exchange.status in ABSENT and job.method == "HEAD":
             # Many refuse the method alone. What the answer to this begins with tells the same.
             job.method, job.sink = "GET", PeekSink()
+            self._ready.append(job)
+        elif job.lent and not isinstance(error, (UnreachableError, MissingError)):
+            # What came before was the cache's, and may be to blame.
+            job.lent = False
             self._ready.append(job)
         elif not job.probe:
             self._failed(job, exchange, error, max(self._config.retry_wait_seconds * 2**job.tries, wait), now)

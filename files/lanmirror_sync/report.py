@@ -60,6 +60,8 @@ class Report:
         counts: how many failures each of these had.
         fetched: files that were fetched.
         received: their bytes.
+        promoted: packages that the web server's cache had, and that were not fetched.
+        promoted_bytes: their bytes.
         deleted: files that were deleted.
         unreachable: subdirs whose index could not be asked for.
         asked: subdirs whose index was asked for.
@@ -72,6 +74,8 @@ class Report:
     counts: Counter[str] = field(default_factory=Counter)
     fetched: int = 0
     received: int = 0
+    promoted: int = 0
+    promoted_bytes: int = 0
     deleted: int = 0
     unreachable: int = 0
     asked: int = 0

@@ -54,6 +54,8 @@ class Download:
         partial: where it is collected.
         target: where it goes once it is verified.
         doubted: whether it was wrong in the last run: if it is still, that is believed at once.
+        kept: its URL in the web server's cache, which is asked before all others, once; "" for none. `expected` then
+            has a digest.
     """
 
     owner: str
@@ -63,6 +65,7 @@ class Download:
     partial: Path
     target: Path
     doubted: bool = False
+    kept: str = ""
 
 
 @dataclass(frozen=True, slots=True)

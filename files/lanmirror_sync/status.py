@@ -35,7 +35,7 @@ VERIFIED = "verified"
 # What is told of a run before there was one.
 NEVER: Mapping[str, Any] = {
     "result": "none yet", "began": None, "ended": None, "only": "*", "last_success": None, "error": "", "code": None,
-    "fetched_files": 0, "fetched_bytes": 0, "deleted_files": 0, "failures": 0,
+    "fetched_files": 0, "fetched_bytes": 0, "promoted_files": 0, "promoted_bytes": 0, "deleted_files": 0, "failures": 0,
 }  # fmt: skip
 EVERYTHING = "*"
 UNITS = "BKMGTP"
@@ -110,6 +110,7 @@ def _write(mirror: Mirror, kind: str, report: Report, run: dict[str, Any], count
         run["result"] = VERIFIED if run["result"] == IN_SYNC else run["result"]
     else:
         run |= {"fetched_files": report.fetched, "fetched_bytes": report.received,
+                "promoted_files": report.promoted, "promoted_bytes": report.promoted_bytes,
                 "deleted_files": report.deleted, "failures": report.failed}  # fmt: skip
     if kind == RUN:
         run["last_success"] = now if run["result"] == IN_SYNC else whole.get("last_success")
@@ -239,6 +240,8 @@ def metrics(status: Mapping[str, Any]) -> str:
         ("run_last_success_timestamp_seconds", "When a run last left everything in sync.", [("", run["last_success"])]),
         ("run_fetched_files", "Files that the last run fetched.", [("", run["fetched_files"])]),
         ("run_fetched_bytes", "Bytes that the last run fetched.", [("", run["fetched_bytes"])]),
+        ("run_promoted_files", "Files that the last run took from Nginx's cache.", [("", run["promoted_files"])]),
+        ("run_promoted_bytes", "Their bytes.", [("", run["promoted_bytes"])]),
         ("run_failures", "What the last run could not do.", [("", run["failures"])]),
         ("verify_success", "1 if the last verify found nothing wrong, or repaired it.",
          [("", float(verify["result"] == VERIFIED))] if verify else []),

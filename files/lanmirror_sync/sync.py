@@ -373,8 +373,12 @@ class Run:
         owner, name = download.owner, download.name
         self._progress.done(owner)
         if landed:
-            self.report.fetched += 1
-            self.report.received += landed.size
+            if done.promoted:
+                self.report.promoted += 1
+                self.report.promoted_bytes += landed.size
+            else:
+                self.report.fetched += 1
+                self.report.received += landed.size
             self._mirror.store.begin_flush(download.target)
         if work:
             self._desk.settled(work, name, landed, done.error)

@@ -300,6 +300,7 @@ class Verification:
         return Download(
             str(inspection.folder), item.name, urls,
             Expected(item.size, item.algorithm, digest), self._store.partial_path(path, digest), target,
+            kept=self._config.kept(path) if inspection.subdir else "",
         )  # fmt: skip
 
     def _settle(self, inspection: Inspection, fixed: set[PurePosixPath]) -> None:

@@ -29,6 +29,8 @@ BUFFER = 1 << 18
 MOST_REDIRECTS = 10
 # A transfer that stays below this for `timeout_seconds` is given up: bytes a second.
 SLOWEST = 1024
+# What goes to this machine is given up after so long, seconds.
+NEAR_SECONDS = 5
 # While the rate is limited, so little waits in the kernel that the limit holds on the wire: bytes a connection.
 LIMITED_BUFFER = 1 << 16
 LONGEST_SLEEP = 0.5
@@ -52,6 +54,7 @@ class Exchange:
         method: `GET` or `HEAD`.
         send: further request headers, `Name: value`.
         on_body: takes the bytes of the answer as they come; False ends the transfer.
+        near: whether it goes to the web server of this machine: through no proxy, at any rate, and nowhere else.
         status: of the answer, after redirects; 0 while there is none.
         found_at: the URL that answered, after redirects.
         headers: of the answer, names in lower case.
@@ -61,6 +64,7 @@ class Exchange:
     method: str = "GET"
     send: Sequence[str] = ()
     on_body: Callable[[bytes], bool] = lambda data: True
+    near: bool = False
     status: int = 0
     found_at: str = ""
     reason: str = ""
@@ -105,9 +109,10 @@ class Wire:
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
-        self._multi.setopt(pycurl.M_MAXCONNECTS, config.jobs + 4)
+        # Those to this machine are no reason to close one to an upstream.
+        self._multi.setopt(pycurl.M_MAXCONNECTS, config.jobs * (2 if config.cache else 1) + 4)
         self._timer: float | None = None
-        self._idle: list[pycurl.Curl] = []
+        self._idle: dict[bool, list[pycurl.Curl]] = {False: [], True: []}
         self._busy: dict[pycurl.Curl, Exchange] = {}
 
     def __len__(self) -> int:
@@ -120,20 +125,22 @@ class Wire:
         Raises:
             NoUrlError: its URL is none that can be sent.
         """
-        curl = self._idle.pop() if self._idle else self._handle()
+        idle = self._idle[exchange.near]
+        curl = idle.pop() if idle else self._handle(near=exchange.near)
         try:
             curl.setopt(pycurl.URL, exchange.url)
             # A proxy that compresses on the fly would change the lengths that are checked.
             curl.setopt(pycurl.HTTPHEADER, ["Accept-Encoding: identity", *exchange.send])
         except (UnicodeError, ValueError, pycurl.error) as error:
-            self._idle.append(curl)
+            idle.append(curl)
             raise NoUrlError(f"cannot be asked for: {error}") from error
         curl.setopt(pycurl.NOBODY, exchange.method == "HEAD")
         curl.setopt(pycurl.HEADERFUNCTION, exchange.on_header)
-        rate = self._rate
+        rate = None if exchange.near else self._rate
 
         def on_body(data: bytes) -> int:
-            rate.count(len(data))
+            if rate:
+                rate.count(len(data))
             return len(data) if exchange.on_body(data) else -1
 
         curl.setopt(pycurl.WRITEFUNCTION, on_body)
@@ -153,6 +160,8 @@ class Wire:
             if key.fileobj is self._woken:
                 with contextlib.suppress(BlockingIOError):
                     self._woken.recv(BUFFER)
+            elif key.data:
+                key.data()
             else:
                 readable = pycurl.CSELECT_IN if mask & selectors.EVENT_READ else 0
                 writable = pycurl.CSELECT_OUT if mask & selectors.EVENT_WRITE else 0
@@ -166,6 +175,14 @@ class Wire:
             ended += [(self._release(curl), Failure(code, message)) for curl, code, message in bad]
         return ended
 
+    def watch(self, connection: socket.socket, on_readable: Callable[[], None]) -> None:
+        """Have `wait` call something where a connection that is not libcurl's has bytes, or has ended."""
+        self._selector.register(connection, selectors.EVENT_READ, on_readable)
+
+    def unwatch(self, connection: socket.socket) -> None:
+        """Watch a connection no more; before it is closed."""
+        self._selector.unregister(connection)
+
     def wake(self) -> None:
         """Make a `wait` in another thread return."""
         with contextlib.suppress(OSError):  # full, or closed: there is nothing to wake
@@ -176,10 +193,11 @@ class Wire:
         for curl in self._busy:
             self._multi.remove_handle(curl)
             curl.close()
-        for curl in self._idle:
-            curl.close()
+        for idle in self._idle.values():
+            for curl in idle:
+                curl.close()
+            idle.clear()
         self._busy.clear()
-        self._idle.clear()
         self._multi.close()
         self._selector.close()
         self._waker.close()
@@ -187,15 +205,16 @@ class Wire:
 
     def _release(self, curl: pycurl.Curl) -> Exchange:
         self._multi.remove_handle(curl)
-        self._idle.append(curl)
         exchange = self._busy.pop(curl)
+        self._idle[exchange.near].append(curl)
         with contextlib.suppress(pycurl.error):  # of a transfer that failed it may tell of that again
             exchange.found_at = curl.getinfo_raw(pycurl.EFFECTIVE_URL).decode("latin-1")
         return exchange
 
-    def _handle(self) -> pycurl.Curl:
+    def _handle(self, *, near: bool) -> pycurl.Curl:
         curl = pycurl.Curl()
         config = self._config
+        seconds = min(config.timeout_seconds, NEAR_SECONDS) if near else config.timeout_seconds
         slowest = min(SLOWEST, max(1, config.limit_rate // (4 * config.jobs))) if config.limit_rate else SLOWEST
         for option, value in (
             (pycurl.USERAGENT, USER_AGENT),
@@ -206,13 +225,16 @@ class Wire:
             (pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1),
             (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
             (pycurl.REDIR_PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
-            (pycurl.FOLLOWLOCATION, 1),
+            (pycurl.FOLLOWLOCATION, not near),
             (pycurl.MAXREDIRS, MOST_REDIRECTS),
-            (pycurl.CONNECTTIMEOUT_MS, int(config.timeout_seconds * 1000)),
+            (pycurl.CONNECTTIMEOUT_MS, int(seconds * 1000)),
             (pycurl.LOW_SPEED_LIMIT, slowest),
-            (pycurl.LOW_SPEED_TIME, math.ceil(config.timeout_seconds)),
+            (pycurl.LOW_SPEED_TIME, math.ceil(seconds)),
         ):
             curl.setopt(option, value)
+        if near:
+            curl.setopt(pycurl.PROXY, "")
+            return curl
         if self._authorities:
             curl.setopt(pycurl.CAINFO, self._authorities)
         if config.limit_rate:

@@ -209,7 +209,7 @@ class Desk:
             Expected(package.size, package.algorithm, package.digest),
             store.partial_path(path, package.digest),
             store.staged_path(path) if work.indexed or name in work.replaced else store.path(path),
-            name in work.doubted,
+            name in work.doubted, self._mirror.config.kept(path),
         )  # fmt: skip
 
     def settled(self, work: Work, name: str, landed: Landed | None, error: FetchError | None) -> None:

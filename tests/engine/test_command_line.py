@@ -40,6 +40,12 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["cloud", "conda-forge/noarch", "hold: none", "on_demand: true", "hold: all"],
     ),
     "on demand in words": ({"on_demand": "yes"}, ["on_demand", "'yes'", "true, false"]),
+    "cache that speaks TLS": ({"cache": "https://127.0.0.1:3140/+kept"}, ["cache", "https://127.0.0.1", "an http URL"]),
+    "cache with a password": (
+        {"cache": "http://u:hush@localhost/+kept"},
+        ["cache is 'http://localhost", "an http URL"],
+    ),
+    "cache that is no URL": ({"cache": True}, ["cache", "True", "URL"]),
     "cloud without an arch": ({"cloud": ["conda-forge"]}, ["cloud", "conda-forge", "<channel>/<arch>"]),
     "cloud of an unknown arch": ({"cloud": ["conda-forge/linux"]}, ["cloud", "linux", "linux-64"]),
     "cloud that climbs": ({"cloud": ["../etc/linux-64"]}, ["cloud", "../etc/linux-64"]),

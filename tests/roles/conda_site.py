@@ -128,11 +128,12 @@ class CondaSite(Site):
                 heads.append(file.read_bytes().partition(b"\nKEY: ")[2].partition(b"\n")[0].decode())
         return sorted(heads)
 
-    def raw(self, request: bytes) -> bytes:
-        """Return what the site answers to some bytes."""
+    def raw(self, request: bytes, *, ends: bool = True) -> bytes:
+        """Return what the site answers to some bytes; after which the client `ends`, as one that goes away does."""
         with socket.create_connection(("127.0.0.1", self.port), 30) as connection:
             connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
+            if ends:
+                connection.shutdown(socket.SHUT_WR)
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
     @contextmanager

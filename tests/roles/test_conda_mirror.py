@@ -95,6 +95,7 @@ def test_configuration_of_what_comes_on_demand(tmp_path: Path) -> None:
         {},
     )
     assert config.on_demand
+    assert config.cache == "http://127.0.0.1:3140/+kept"
     assert [(str(subdir.path), subdir.hold) for subdir in config.subdirs()] == [
         ("pkgs/main/noarch", "none"),
         ("pkgs/r/noarch", "all"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import os
 import random
 import re
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -283,6 +286,68 @@ def test_excluded_package_is_not_fetched(ours: CondaSite) -> None:
     assert ours.asked == []
 
 
+# ---- what is kept, for the engine --------------------------------------------------------------------------------
+
+
+def kept(site: CondaSite, path: str, method: str = "GET", **headers: str) -> Answer:
+    """Ask the steps' port as the engine does."""
+    return CondaSite(site.folder, site.port - 1, site.devpi).ask(f"/+kept{path}", method, Host="127.0.0.1", **headers)
+
+
+def test_package_that_is_kept_is_given_without_a_question(ours: CondaSite, package: str) -> None:
+    body = some(3 * MIB + 500_000)
+    for _ in range(2):
+        assert kept(ours, package).status == kept(ours, package, "HEAD").status == 404
+    assert (ours.asked, [key for key in ours.kept() if package in key]) == ([], [])
+    ours.upstreams[0].says[package] = ranged(body)
+    assert get(ours, package).body == body
+    for upstream in ours.upstreams:
+        upstream.stop()
+        upstream.asked.clear()
+    answer = kept(ours, package)
+    assert (answer.status, answer.body == body, answer["Content-Length"]) == (200, True, str(len(body)))
+    head = kept(ours, package, "HEAD")
+    assert (head.status, head["Content-Length"], head.body) == (200, str(len(body)), b"")
+    part = kept(ours, package, Range="bytes=2200000-")
+    assert (part.status, part.body == body[2200000:]) == (206, True)
+    assert kept(ours, package, "POST").status == 405
+
+
+def test_package_whose_later_slice_is_not_kept_ends_before_it(ours: CondaSite, package: str) -> None:
+    body = some(3 * MIB + 500_000)
+    ours.upstreams[0].says[package] = ranged(body)
+    assert get(ours, package, Range=f"bytes=0-{MIB - 1}").status == 206
+    assert get(ours, package, Range=f"bytes={2 * MIB}-").status == 206
+    ours.upstreams[0].asked.clear()
+    with pytest.raises(http.client.IncompleteRead) as broken:
+        kept(ours, package)
+    assert broken.value.partial == body[:MIB]
+    assert kept(ours, package, Range=f"bytes={2 * MIB}-").body == body[2 * MIB :]
+    assert ours.asked == []
+
+
+def test_package_of_a_channel_that_is_not_declared_any_more_is_not_given(tmp_path: Path) -> None:
+    path = f"{FORGE}a-1.0-0.conda"
+    with conda_site(tmp_path) as ours:
+        ours.upstreams[0].says[path] = ranged(b"the package")
+        assert get(ours, path).status == 200
+        assert kept(ours, path).body == b"the package"
+    with conda_site(tmp_path, conda_mirror_cloud=[]) as ours:
+        assert ours.kept() == [f"{path} {SLICES[0]}"]
+        assert kept(ours, path).status == 404
+
+
+def test_failure_that_is_kept_is_no_package(ours: CondaSite, package: str) -> None:
+    for status in (404, 500):
+        path = package.replace("-1.0-", f"-{status}-")
+        for upstream in ours.upstreams:
+            upstream.says[path] = status, {}, b"upstream: no"
+        assert get(ours, path).status != 200
+        ours.upstreams[0].asked.clear()
+        assert kept(ours, path).status != 200
+        assert ours.upstreams[0].asked == []
+
+
 # ---- upstreams that fail -----------------------------------------------------------------------------------------
 
 
@@ -477,6 +542,19 @@ REFUSED = [
     "http://inside.lab.lan:{inside}/http://files.lab.lan:{files}/x",
     "http://files.lab.lan:{files}",
     "http://files.lab.lan:{files}/a b",
+    "http://[::1]:{inside}/x",
+    "http://[::ffff:127.0.0.1]:{inside}/x",
+    "http://localhost:{inside}/x",
+    "http://2130706433:{inside}/x",
+    "http://0x7f000001:{inside}/x",
+    "http://127.1:{inside}/x",
+    "http://169.254.169.254/latest/meta-data",
+    "http://files.lab.lan:{files}\\@inside.lab.lan:{inside}/x",
+    "http://files.lab.lan:{files}#@inside.lab.lan:{inside}/x",
+    "http://files.lab.lan:{files}?@inside.lab.lan:{inside}/x",
+    "http://files.lab.lan:{files}.:{inside}/x",
+    "http:files.lab.lan:{files}/x",
+    "unix:/run/x.sock:/x",
     "ftp://files.lab.lan:{files}/x",
     "file:///etc/passwd",
     "x",
@@ -502,6 +580,10 @@ def test_redirect_elsewhere_is_refused_and_nothing_of_it_kept(
     up.says[other_package] = up.says[package]
     assert get(redirecting, other_package).status == 502
     assert [*files.asked, *inside.asked] == []
+    # The failure is kept for those who wait for it, and nothing else.
+    files_of_cache = (redirecting.folder / "cache/lanmirror-conda/kept").rglob("*")
+    bodies = [file.read_bytes() for file in files_of_cache if file.is_file()]
+    assert not [body for body in bodies if b"from inside" in body or b"over there" in body]
 
 
 def test_redirect_that_redirects_is_refused(redirecting: CondaSite, package: str) -> None:
@@ -773,10 +855,10 @@ def test_name_servers_are_as_nginx_takes_them(tmp_path: Path, servers: list[str]
 def test_limits_of_the_cache_are_those_of_the_variables() -> None:
     text = render("conda_mirror", "http.conf.j2", conda_mirror_cache_max_gib="1.5", conda_mirror_min_free_gib="2")
     assert "max_size=1536m min_free=2048m inactive=180d" in text
-    assert "keys_zone=conda_mirror:32m" in text
+    assert re.search(r"keys_zone=conda_mirror_[0-9a-f]{8}:32m", text)
     assert "proxy_cache_path /var/cache/lanmirror-conda/kept " in text
     larger = render("conda_mirror", "http.conf.j2", conda_mirror_cache_max_gib=100000)
-    assert "keys_zone=conda_mirror:256m" in larger
+    assert re.search(r"keys_zone=conda_mirror_[0-9a-f]{8}:256m", larger)
 
 
 def test_unit_of_the_slices_in_memory_is_named_by_its_folder() -> None:
@@ -784,6 +866,69 @@ def test_unit_of_the_slices_in_memory_is_named_by_its_folder() -> None:
     folder = evaluate("conda_mirror", "{{ __conda_mirror_spare_dir }}")
     assert unit == f"{folder.strip('/').replace('/', '-')}.mount"
     assert f"\nWhere={folder}\n" in render("conda_mirror", "conda-memory.mount.j2")
+
+
+def test_changed_folder_of_the_cache_is_loaded(tmp_path: Path) -> None:
+    with conda_site(tmp_path) as ours:
+        was, now = (
+            evaluate("conda_mirror", "{{ __conda_mirror_zone }}", conda_mirror_cache_dir=f"{tmp_path}/{folder}")
+            for folder in ("cache", "other")
+        )
+        for file in (tmp_path / "lanmirror/conda_mirror").iterdir():
+            text = file.read_text().replace(f"{tmp_path}/cache/", f"{tmp_path}/other/")
+            file.write_text(text.replace(was, now))
+        (tmp_path / "other/lanmirror-conda").mkdir(parents=True)
+        os.kill(int((tmp_path / "nginx.pid").read_text()), signal.SIGHUP)
+        ours.upstreams[0].says[f"{MAIN}a-1.0-0.conda"] = ranged(b"the package")
+
+        def is_there() -> bool:
+            assert get(ours, f"{MAIN}a-1.0-0.conda").body == b"the package"
+            return any((tmp_path / "other/lanmirror-conda").rglob("?" * 32))
+
+        until(is_there)
+        assert "emerg" not in ours.errors
+
+
+def test_turned_off_it_leaves_nothing() -> None:
+    """What on demand makes goes when Nginx does not use it any more, and with the role."""
+    folders: dict[str, Any] = {"conda_mirror_cache_dir": "/srv/big"}
+    made = {
+        str(evaluate("conda_mirror", options["path" if "path" in options else "dest"], **folders))
+        for task in tasks("conda_mirror", "on_demand.yml")
+        if (options := task.get("ansible.builtin.file") or task.get("ansible.builtin.template"))
+    }
+    unit = "/etc/systemd/system/run-lanmirror_conda.mount"
+    assert made == {"/srv/big/lanmirror-conda", unit}
+    (removal,) = [task for task in tasks("conda_mirror", "take_out.yml") if "ansible.builtin.file" in task]
+    for former in ("", "/srv/big/lanmirror-conda", "/var/cache/lanmirror-conda"):
+        gone = evaluate("conda_mirror", removal["loop"], __conda_mirror_data={"cache": former}, **folders)
+        assert {*gone} == {*made, "/run/lanmirror_conda", *filter(None, [former])}
+
+    steps = tasks("conda_mirror", "site.yml")
+    loaded = [number for number, task in enumerate(steps) if task.get("ansible.builtin.meta") == "flush_handlers"]
+    (taken,) = [n for n, task in enumerate(steps) if task.get("ansible.builtin.include_tasks") == "take_out.yml"]
+    (former_goes,) = [n for n, task in enumerate(steps) if "ansible.builtin.file" in task]
+    # Before the site's files are written, which say where the cache is.
+    (looked,) = [n for n, task in enumerate(steps) if "conda_mirror_data" in task]
+    (written,) = [n for n, task in enumerate(steps) if "ansible.builtin.include_role" in task]
+    assert looked < written < loaded[0] < taken < former_goes
+    for wanted, current, former, goes in (
+        (True, "/srv/big", "/var/cache/lanmirror-conda", [former_goes]),
+        (True, "/srv/big", "/srv/big/lanmirror-conda", []),
+        (True, "/srv/big/", "", []),
+        (False, "/srv/big", "/var/cache/lanmirror-conda", [taken]),
+        ("no", "/srv/big", "", [taken]),
+    ):
+        given: dict[str, Any] = {"conda_mirror_on_demand": wanted, "conda_mirror_cache_dir": current}
+        data_of = {"__conda_mirror_data": {"cache": former}}
+        done = [
+            n
+            for n in (taken, former_goes)
+            if evaluate("conda_mirror", f"{{{{ {steps[n]['when']} }}}}", **given, **data_of)
+        ]
+        assert done == goes, (wanted, current, former)
+    assert evaluate("conda_mirror", steps[former_goes]["ansible.builtin.file"]["path"], **data_of) == ""
+    assert "take_out.yml" in [task.get("ansible.builtin.include_tasks") for task in tasks("conda_mirror", "remove.yml")]
 
 
 def test_removal_finds_the_cache_that_nginx_was_told_of(tmp_path: Path) -> None:
@@ -851,17 +996,51 @@ ATTACKS = [
             ),
             "/anaconda/miniconda/Miniconda3-latest-Linux-x86_64.sh",
             "/anaconda/pkgs/channeldata.json",
-            # The steps.
+            f"/anaconda{MAIN}a-1.0-0.conda/",
+            f"/anaconda{MAIN}a-1.0-0.conda;x",
+            f"/anaconda{MAIN}a-1.0-0.conda%3fx",
+            f"/anaconda{MAIN}a-1.0-0.conda%23x",
+            f"/anaconda{MAIN}%c0%ae%c0%ae%c0%af-1.0-0.conda",
+            f"/anaconda{MAIN}%uff0e%uff0e-1.0-0.conda",
+            f"/anaconda{MAIN}%ff-1.0-0.conda",
+            f"/anaconda{MAIN}a-1.0-0.conda%0a",
+            f"/anaconda{MAIN}a-1.0-%0a.conda",
+            f"/anaconda{MAIN}\ta-1.0-0.conda",
+            f"/anaconda{MAIN.upper()}a-1.0-0.conda",
+            "/anaconda/../anaconda/cloud/bioconda/noarch/a-1.0-0.conda",
+            "/../../anaconda/pkgs/main/linux-64/a-1.0-0.conda",
+            # The steps, and what is kept.
             "/pkgs/main/linux-64/a-1.0-0.conda",
             "/@conda_mirror_package",
+            f"/+kept{A}",
+            f"/anaconda/+kept{A}",
+            f"/anaconda{MAIN}+kept/a-1.0-0.conda",
+            f"/%2bkept{A}",
+            "/+fetch",
         )
     ),
     # Names that are none of ours.
     *(
         f"GET {path} HTTP/1.1\r\nHost: {host}"
         for path in (MAIN + "a-1.0-0.conda",)
-        for host in ("keeper.lanmirror", "upstreams.lanmirror", "127.0.0.1:{steps}", "inside.lab.lan")
+        for host in (
+            *(f"{name}.lanmirror" for name in ("kept", "guard", "keeper", "whole", "spare", "broken", "upstreams")),
+            "127.0.0.1:{steps}",
+            "inside.lab.lan",
+            "inside.lab.lan:443",
+            "[::1]:{steps}",
+        )
     ),
+    f"GET /+kept{A} HTTP/1.1\r\nHost: kept.lanmirror",
+    f"GET http://kept.lanmirror/+kept{A} HTTP/1.1\r\nHost: 127.0.0.1:{{steps}}",
+    f"GET http://mirror.lan@inside.lab.lan/{A} HTTP/1.1\r\nHost: mirror.lan",
+    f"GET https://inside.lab.lan:443{A} HTTP/1.1\r\nHost: mirror.lan",
+    f"GET ftp://inside.lab.lan{A} HTTP/1.1\r\nHost: mirror.lan",
+    f"GET @inside.lab.lan{A} HTTP/1.1\r\nHost: mirror.lan",
+    f"GET {A} HTTP/1.1\r\nHost: inside.lab.lan@mirror.lan",
+    f"GET /anaconda{A} HTTP/1.1",
+    f"GET /anaconda{A} HTTP/1.1\r\nHost: mirror.lan\r\nTransfer-Encoding: chunked\r\nContent-Length: 3",
+    f"GET /anaconda{A} HTTP/9.9\r\nHost: mirror.lan",
     "GET http://inside.lab.lan/a-1.0-0.conda HTTP/1.1\r\nHost: mirror.lan",
     "GET http://127.0.0.1:{steps}/pkgs/main/linux-64/a-1.0-0.conda HTTP/1.1\r\nHost: mirror.lan",
     "GET //inside.lab.lan/anaconda/pkgs/main/a-1.0-0.conda HTTP/1.1\r\nHost: mirror.lan",
@@ -886,10 +1065,70 @@ def test_no_open_proxy(ours: CondaSite, request_line: str) -> None:
     answer = ours.raw(request_line.format(steps=steps).encode() + b"\r\nConnection: close\r\n\r\n")
     status = re.match(rb"HTTP/1\.1 (\d+)", answer)
     assert status
-    assert status[1] in {b"400", b"404", b"405"}, answer
+    assert status[1] in {b"400", b"404", b"405", b"505"}, answer
     assert ours.asked == []
     assert ours.names.asked == []
     assert ours.kept() == before
+
+
+@pytest.mark.parametrize("path", sorted({line.split(" ")[1] for line in ATTACKS if line.startswith("GET /")}))
+def test_only_what_is_kept_of_declared_paths_is_given_to_the_engine(ours: CondaSite, path: str) -> None:
+    """The same paths at the steps' own port, behind the word by which the engine asks for what is kept."""
+    ours.upstreams[0].says[A] = ranged(b"the package")
+    assert get(ours, A).body == b"the package"
+    ours.upstreams[0].asked.clear()
+    ours.upstreams[0].says["/"] = 200, {}, b"evil"
+    before = ours.kept()
+    steps = CondaSite(ours.folder, ours.port - 1, ours.devpi)
+    for start in (f"/+kept{path}", f"/+kept{path.removeprefix('/anaconda')}", f"/+kept/..{path}"):
+        for host in ("127.0.0.1", "inside.lab.lan"):
+            answer = steps.raw(
+                f"GET {start} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode(), ends=False
+            )
+            given = answer.endswith(b"\r\n\r\nthe package")
+            assert given or re.match(rb"HTTP/1\.1 40[045] ", answer), answer
+            assert not given or start.endswith(A)
+    assert ours.asked == []
+    assert ours.kept() == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/anaconda//pkgs//main/linux-64/{name}",
+        "/anaconda/./pkgs/main/./linux-64/{name}",
+        "/anaconda/x/../pkgs/pro/../main/linux-64/{name}",
+        "/anaconda%2fpkgs%2Fmain%2flinux-64%2f{name}",
+        "/%61naconda/pkgs/%6dain/linux-64/{name}",
+        "/anaconda/pkgs/main/linux-64/{name}?/../../evil-1.0-0.conda",
+        "/anaconda/pkgs/main/linux-64/{name}#/../../evil-1.0-0.conda",
+        "http://mirror.lan/anaconda/pkgs/main/linux-64/{name}",
+        "http://inside.lab.lan:443/anaconda/pkgs/main/linux-64/{name}",
+    ],
+    # Of these, the packages have their names.
+    ids=[
+        "slashes",
+        "dots",
+        "dot_dots",
+        "escaped_slashes",
+        "escaped_letters",
+        "query",
+        "fragment",
+        "absolute",
+        "inside",
+    ],
+)
+def test_path_that_is_spelled_otherwise_is_the_same_path(ours: CondaSite, package: str, path: str) -> None:
+    ours.upstreams[0].says[package] = ranged(b"the package")
+    name = package.rpartition("/")[2]
+    line = f"GET {path.format(name=name)} HTTP/1.1\r\nHost: mirror.lan\r\nConnection: close\r\n\r\n"
+    for _ in range(2):
+        assert ours.raw(line.encode(), ends=False).endswith(b"\r\n\r\nthe package")
+    assert [(asked.path, asked["Host"]) for asked in ours.upstreams[0].asked] == [
+        (package, f"127.0.0.1:{ours.upstreams[0].port}")
+    ]
+    assert ours.names.asked == []
+    assert [key for key in ours.kept() if name in key or "/evil" in key] == [f"{package} {SLICES[0]}"]
 
 
 @pytest.mark.parametrize(
