@@ -307,7 +307,7 @@ def large(far: Far) -> Result:
             with cache(far) as server:
                 ask = ["curl", "--silent", "--header", f"Accept: {JSON}", server.page("gpu0")]
                 text = subprocess.run(ask, check=True, capture_output=True, text=True).stdout
-                found = re.search(rf'"url": ?"(?:\.\./)+(\S*/{file})', text)
+                found = re.search(rf'"url": ?"(?:\.\./)+([^"]*/{file})', text)
                 if not found:
                     raise RuntimeError(f"the page of gpu0 has no {file}")
                 cold.append(curl(f"{server.index.removesuffix(f'{INDEX}/+simple/')}{INDEX}/{found[1]}"))
