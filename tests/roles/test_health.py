@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bench.pypi.servers import DEVPI_SITE, site_files
+from bench.common.servers import DEVPI_SITE, site_files
 from tests.ports import free_ports
 from tests.roles import conda_site
 from tests.roles.render import ROOT, evaluate, render, tasks
