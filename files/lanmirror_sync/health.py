@@ -247,7 +247,7 @@ def _cache(config: Config, found: Found, status: Mapping[str, Any]) -> Said:
         )
     if cache.get("problem"):
         yield "cache", f"the cache of what came on demand is not checked: {cache['problem']}", False
-    elif found.now - cache["written"] > CACHE_SECONDS:
+    elif found.now - cache.get("written", found.now) > CACHE_SECONDS:
         yield (
             "cache",
             f"nobody checks what came on demand since {_time(cache['written'])}: systemctl status conda-cache",

@@ -79,6 +79,7 @@ def failed(code: int | None, error: str = "the reason", **changes: Any) -> dict[
         found(told(subdirs=subdirs(last_check=NOW - 89 * MINUTE))),
         found(disks=[disk(5), disk(5, 2, inodes=1000)]),
         found(told(cache=None)),
+        found(told(cache={"wrong": []})),
         found(told(cache={"written": NOW - MINUTE, "wrong": [], "problem": ""})),
         # Of long ago.
         found(told(cache={"written": NOW, "wrong": [{"path": "/x", "why": "y", "at": NOW - 2 * DAY}]})),
