@@ -18,7 +18,7 @@ import pytest
 from lanmirror_sync.cache import AHEAD, Ahead, Cache
 from lanmirror_sync.config import parse
 from lanmirror_sync.sinks import Download, Expected
-from lanmirror_sync.wire import Wire
+from lanmirror_sync.wire import Exchange, Wire
 
 from tests.engine.lab import Lab
 from tests.engine.site import before
@@ -132,13 +132,20 @@ def test_proxy_is_for_the_upstream_alone(lab: Lab, site: CondaSite, large: str) 
     assert lab.upstream.asked("*+kept*") == []
 
 
-def test_limit_of_the_rate_is_for_the_upstream_alone(lab: Lab, site: CondaSite, large: str) -> None:
-    """At this rate the large package alone would take longer than a run may."""
+def test_limit_of_the_rate_is_for_the_upstream_alone(
+    lab: Lab, site: CondaSite, large: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bring(lab, site, large)
-    lab.settings["limit_rate"] = "30KB/s"
-    run = lab.sync()
-    assert run.code == 0, run.log
-    assert told(lab)["promoted_files"] == 1
+    url, size = lab.settings["cache"], (lab.tree / LINUX / large).stat().st_size
+    wire = Wire(parse({"cache": url, "limit_rate": "1MB/s"}, {}))
+    for near in (True, False):
+        counted: list[int] = []
+        monkeypatch.setattr(wire._rate, "count", counted.append)
+        wire.start(Exchange(f"{url}/{LINUX}/{large}", near=near))
+        while len(wire):
+            wire.wait(1)
+        assert sum(counted) == (0 if near else size)
+    wire.close()
 
 
 # ---- what is wrong with it -------------------------------------------------------------------------------------
@@ -188,35 +195,35 @@ def test_wrong_bytes_of_the_cache_are_fetched_from_the_upstream(
     assert len(lab.upstream.asked(f"/{LINUX}/{large}")) == 1 + wrong.endswith("missing")
 
 
-def refuse(connection: socket.socket) -> None:
+def refuse(connection: socket.socket, upstream: str) -> None:
     connection.close()
 
 
-def hang(connection: socket.socket) -> None:
+def hang(connection: socket.socket, upstream: str) -> None:
     while connection.recv(65536):
         pass
 
 
-def babble(connection: socket.socket) -> None:
+def babble(connection: socket.socket, upstream: str) -> None:
     connection.recv(65536)
     connection.sendall(b"220 mail.lab.lan ESMTP\r\n\r\n" * 50)
     connection.close()
 
 
-def fail(connection: socket.socket) -> None:
+def fail(connection: socket.socket, upstream: str) -> None:
     while data := connection.recv(65536):
         answer = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
         connection.sendall(answer * data.count(b"\r\n\r\n"))
 
 
-def promise(connection: socket.socket) -> None:
+def promise(connection: socket.socket, upstream: str) -> None:
     """Have everything, and give nothing of it."""
     while data := connection.recv(65536):
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
         connection.sendall(answer * data.count(b"\r\n\r\n"))
 
 
-def lie(connection: socket.socket) -> None:
+def lie(connection: socket.socket, upstream: str) -> None:
     """Have everything, and give a page."""
     while data := connection.recv(65536):
         for question in data.split(b"\r\n\r\n")[:-1]:
@@ -225,16 +232,17 @@ def lie(connection: socket.socket) -> None:
                 connection.sendall(b"<h1>no!\n")
 
 
-def lead(connection: socket.socket) -> None:
-    """Have everything elsewhere."""
+def lead(connection: socket.socket, upstream: str) -> None:
+    """Have everything, and send who asks to the upstream."""
     while data := connection.recv(65536):
-        for question in data.split(b"\r\n\r\n")[:-1]:
-            status = b"302 Found\r\nLocation: http://127.0.0.1:1/" if question.startswith(b"GET") else b"200 OK"
-            connection.sendall(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
+        for question in data.decode().split("\r\n\r\n")[:-1]:
+            there = f"302 Found\r\nLocation: {upstream}{question.split(' ')[1].removeprefix('/+kept')}"
+            status = there if question.startswith("GET") else "200 OK"
+            connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
 
 
 @pytest.mark.parametrize("does", [None, refuse, hang, babble, fail, promise, lie, lead])
-def test_cache_that_is_broken_costs_nothing(lab: Lab, does: Callable[[socket.socket], None] | None) -> None:
+def test_cache_that_is_broken_costs_nothing(lab: Lab, does: Callable[[socket.socket, str], None] | None) -> None:
     server = socket.create_server(("127.0.0.1", 0))
     lab.settings |= {"cache": f"http://127.0.0.1:{server.getsockname()[1]}/+kept", "retries": 0, "timeout_seconds": 2}
 
@@ -246,9 +254,9 @@ def test_cache_that_is_broken_costs_nothing(lab: Lab, does: Callable[[socket.soc
                 return
             threading.Thread(target=quietly, args=(does, connection), daemon=True).start()
 
-    def quietly(does: Callable[[socket.socket], None], connection: socket.socket) -> None:
+    def quietly(does: Callable[[socket.socket, str], None], connection: socket.socket) -> None:
         with suppress(OSError):
-            does(connection)
+            does(connection, lab.upstream.url)
 
     if does is None:
         server.close()

@@ -20,7 +20,7 @@ from lanmirror_sync.plan import matcher
 from roles.conda_mirror.filter_plugins import conda_mirror_on_demand as on_demand
 from roles.conda_mirror.library import conda_mirror_data as data
 from tests.roles.conda_site import FORGE, MAIN, NAME, CondaSite, Rule, authority, bases, conda_site, drops, ranged
-from tests.roles.render import defaults, evaluate, render, tasks
+from tests.roles.render import ROOT, defaults, evaluate, render, run_module, tasks
 from tests.roles.site import Answer, Asked, Devpi, Handler, Said
 from tests.roles.test_nginx_site import needs_root, on_a_small_disk
 
@@ -773,6 +773,13 @@ def refusals(**variables: Any) -> list[str]:
         ({"cache_dir": "/srv/../x"}, ("conda_mirror_cache_dir is '/srv/../x'",)),
         ({"cache_dir": "/srv/a b"}, ("conda_mirror_cache_dir is '/srv/a b'",)),
         ({"cache_dir": "/srv/mirror/conda/x"}, ("conda_mirror_cache_dir", "outside of conda_mirror_working_dir")),
+        (
+            {"working_dir": "/var/cache/lanmirror-conda/mirror"},
+            (
+                "conda_mirror_working_dir is '/var/cache/lanmirror-conda/mirror'",
+                "outside of /var/cache/lanmirror-conda",
+            ),
+        ),
         ({"upstream_hosts": "a.example"}, ("conda_mirror_upstream_hosts is 'a.example'", "a list", "INI")),
         ({"upstream_hosts": ["https://a.example/"]}, ("conda_mirror_upstream_hosts", "host names")),
         ({"on_demand": "yes", "http_proxy": "http://u:hush@p:3128"}, ("'http://***@p:3128'", "goes through no proxy")),
@@ -915,18 +922,23 @@ def test_turned_off_it_leaves_nothing() -> None:
         (True, "/srv/big", "/var/cache/lanmirror-conda", [former_goes]),
         (True, "/srv/big", "/srv/big/lanmirror-conda", []),
         (True, "/srv/big/", "", []),
+        (True, "/srv/big/lanmirror-conda", "/srv/big/lanmirror-conda", []),
+        (True, "/srv/big", "/srv/big/lanmirror-conda/lanmirror-conda", [former_goes]),
+        (True, "/srv/big", "/srv/big/lanmirror", [former_goes]),
         (False, "/srv/big", "/var/cache/lanmirror-conda", [taken]),
         ("no", "/srv/big", "", [taken]),
     ):
         given: dict[str, Any] = {"conda_mirror_on_demand": wanted, "conda_mirror_cache_dir": current}
         data_of = {"__conda_mirror_data": {"cache": former}}
-        done = [
-            n
-            for n in (taken, former_goes)
-            if evaluate("conda_mirror", f"{{{{ {steps[n]['when']} }}}}", **given, **data_of)
-        ]
+        done = []
+        for number in (taken, former_goes):
+            conditions = steps[number]["when"]
+            conditions = conditions if isinstance(conditions, list) else [conditions]
+            if all(evaluate("conda_mirror", f"{{{{ {text} }}}}", **given, **data_of) for text in conditions):
+                done.append(number)
         assert done == goes, (wanted, current, former)
-    assert evaluate("conda_mirror", steps[former_goes]["ansible.builtin.file"]["path"], **data_of) == ""
+    former_path = steps[former_goes]["ansible.builtin.file"]["path"]
+    assert evaluate("conda_mirror", former_path, __conda_mirror_data={"cache": "/x"}) == "/x"
     assert "take_out.yml" in [task.get("ansible.builtin.include_tasks") for task in tasks("conda_mirror", "remove.yml")]
 
 
@@ -935,6 +947,13 @@ def test_removal_finds_the_cache_that_nginx_was_told_of(tmp_path: Path) -> None:
     assert data.cache(site) == ""
     site.write_text(render("conda_mirror", "http.conf.j2", conda_mirror_cache_dir="/srv/big/"))
     assert data.cache(site) == "/srv/big/lanmirror-conda"
+    # Not where a mirror stands in it, or is to.
+    for folder, wanted in (("/srv/big/lanmirror-conda/mirror", ""), ("/srv/big/other", "/srv/big/lanmirror-conda")):
+        (tmp_path / "conda_mirror.yml").write_text(f"working_dir: {folder}\n")
+        told: dict[str, Any] = {"config_file": str(tmp_path / "conda_mirror.yml"), "site_file": str(site)}
+        assert run_module(Path(data.__file__), tmp_path, **told)["cache"] == wanted
+        told["config_file"] = "/nonexistent"
+        assert run_module(Path(data.__file__), tmp_path, **told, working_dir=folder)["cache"] == wanted
     # Whatever somebody wrote there: nothing but a folder of the role's own is deleted.
     site.write_text("proxy_cache_path /srv/kept levels=1:2;\nproxy_cache_path /srv/x/kept levels=1:2;\n")
     assert data.cache(site) == ""

@@ -19,6 +19,8 @@ MOST_UPSTREAMS = 4
 BASE = re.compile(r"https?://(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9_.~+@%-]+)*/?")
 HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?(?::[0-9]{1,5})?")
 FOLDER = re.compile(r"(?:/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+/?")
+# The folder of the cache in conda_mirror_cache_dir.
+CACHE = "lanmirror-conda"
 FIRST_PORT, LAST_PORT = 1024, 65535
 # The texts that Ansible's filter `bool` takes for true.
 TRUE = {"true", "t", "yes", "y", "on", "1"}
@@ -164,6 +166,11 @@ def problems(given: Mapping[str, Any]) -> list[str]:
         found.append(
             f"conda_mirror_cache_dir is '{folder}'; allowed: an absolute path of letters, digits and . _ + - /, "
             f"outside of conda_mirror_working_dir ({mirror}), for example /var/cache"
+        )
+    elif f"{mirror.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/{CACHE}/"):
+        found.append(
+            f"conda_mirror_working_dir is '{mirror}'; allowed: a folder outside of {folder.rstrip('/')}/{CACHE}, "
+            "which is the cache of conda_mirror_cache_dir"
         )
     if isinstance(hosts, str) or not isinstance(hosts, Sequence) or not all(HOST.fullmatch(str(h)) for h in hosts):
         found.append(

@@ -179,11 +179,13 @@ def main() -> None:
     place = existing(new)
     folder = Path(installed or "/nonexistent")
     found = mirrors(folder)
+    kept = cache(Path(module.params["site_file"]))
     result = {
         "installed": installed,
         "present": any(Path(mark).exists() for mark in module.params["marks"]),
         "metrics": setting(config, "metrics_file"),
-        "cache": cache(Path(module.params["site_file"])),
+        # What has a mirror in it is not Nginx's alone.
+        "cache": "" if Path(kept) in {*folder.parents, *new.parents} else kept,
         "folder": str(folder) if found else "",
         "lost": found and not mirrors(new),
         "mounted": new.is_mount(),
