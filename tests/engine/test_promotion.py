@@ -216,9 +216,13 @@ def fail(connection: socket.socket, upstream: str) -> None:
         connection.sendall(answer * data.count(b"\r\n\r\n"))
 
 
+PROMISED: list[bytes] = []
+
+
 def promise(connection: socket.socket, upstream: str) -> None:
     """Have everything, and give nothing of it."""
     while data := connection.recv(65536):
+        PROMISED.extend(re.findall(rb"(?m)^GET \S+", data))
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
         connection.sendall(answer * data.count(b"\r\n\r\n"))
 
@@ -269,6 +273,8 @@ def test_cache_that_is_broken_costs_nothing(lab: Lab, does: Callable[[socket.soc
     assert len(packages) == len(set(packages)) == told(lab)["fetched_files"]
     assert (told(lab)["promoted_files"], told(lab)["failures"]) == (0, 0)
     lab.check()
+    # One that is silent is asked no more: what was on its way then, and nothing else.
+    assert len(PROMISED) < 10
 
 
 # ---- the questions ---------------------------------------------------------------------------------------------
