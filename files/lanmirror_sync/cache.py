@@ -86,7 +86,8 @@ class Cache:
 
     def give_up(self) -> None:
         """Ask it nothing more."""
-        log.info("%s: does not answer, and is not asked any more; the upstream is", self._url)
+        if not self.given_up:
+            log.info("%s: does not answer as it should, and is not asked any more", self._url)
         self.given_up = True
         self.close()
         self._deny_all()
