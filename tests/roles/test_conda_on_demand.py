@@ -20,7 +20,7 @@ from lanmirror_sync.plan import matcher
 from roles.conda_mirror.filter_plugins import conda_mirror_on_demand as on_demand
 from roles.conda_mirror.library import conda_mirror_data as data
 from tests.roles.conda_site import FORGE, MAIN, NAME, CondaSite, Rule, authority, bases, conda_site, drops, ranged
-from tests.roles.render import ROOT, defaults, evaluate, render, run_module, tasks
+from tests.roles.render import defaults, evaluate, render, run_module, tasks
 from tests.roles.site import Answer, Asked, Devpi, Handler, Said
 from tests.roles.test_nginx_site import needs_root, on_a_small_disk
 
