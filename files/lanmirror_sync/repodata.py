@@ -50,6 +50,7 @@ SECTIONS: Mapping[str, str] = {
 UNKNOWN_RECORDS = re.compile(r"packages\..+|v[0-9]+")
 # Fields of a record that may lead a client to another server than the one it has the index from.
 LEADING = ("url", "channel", "base_url", "download_url")
+# No more than this is copied at a time.
 CHECK_BYTES = 1 << 22
 # More lists and objects in one record are an attack on what has to read them, and not a package.
 MOST_NESTED = 500
@@ -350,7 +351,7 @@ def _usual(keys: Sequence[str], data: bytes, names: dict[str, str]) -> list[Pack
         data: the records, with a comma between two.
         names: the package names so far.
     """
-    if b"\\" in data or data.count(b"[") + data.count(b"{") > MOST_NESTED:
+    if len(data) > CHECK_BYTES or b"\\" in data or data.count(b"[") + data.count(b"{") > MOST_NESTED:
         return []
     try:
         found = _usuals.decode(b"[%b]" % data)
