@@ -142,11 +142,16 @@ class Store:
         """Return where new bytes wait that will stand in for a served file of the same name."""
         return self.staged / hashlib.sha256(str(relative).encode()).hexdigest()[:40]
 
-    def files(self, folder: PurePosixPath) -> Iterator[tuple[str, int, int]]:
-        """Yield name, size in bytes and mtime in nanoseconds of the files of a folder; none where it is not there."""
+    def files(self, folder: PurePosixPath, suffixes: tuple[str, ...] = ("",)) -> Iterator[tuple[str, int, int]]:
+        """Yield name, size in bytes and mtime in nanoseconds of the files of a folder; none where it is not there.
+
+        Args:
+            folder: below the working directory.
+            suffixes: what the names end with; a large subdir has thirty thousand shards that not everybody asks about.
+        """
         with contextlib.suppress(FileNotFoundError), os.scandir(self.path(folder)) as entries:
             for entry in entries:
-                if entry.is_file(follow_symlinks=False):
+                if entry.name.endswith(suffixes) and entry.is_file(follow_symlinks=False):
                     try:
                         status = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:  # another run deleted it

@@ -12,7 +12,7 @@ from urllib.parse import urljoin
 from lanmirror_sync import repodata
 from lanmirror_sync.config import NONE, Config, Options, Subdir
 from lanmirror_sync.mirror import Mirror
-from lanmirror_sync.plan import Plan, compare, known_files, too_many
+from lanmirror_sync.plan import PACKAGE_SUFFIXES, Plan, compare, known_files, too_many
 from lanmirror_sync.publish import FOLDER, RECIPE, stamps
 from lanmirror_sync.repodata import Index, RepodataError
 from lanmirror_sync.report import in_words, is_everybodys
@@ -221,7 +221,7 @@ class Survey:
         subdir, path = search.subdir, search.subdir.path
         index = related_here(self._mirror.config, subdir, candidate.index)
         memory, store = self._mirror.memory, self._mirror.store
-        known = known_files(store.files(path), memory.verified(str(path)), index.packages)
+        known = known_files(store.files(path, PACKAGE_SUFFIXES), memory.verified(str(path)), index.packages)
         plan = compare(index.packages, known, self._mirror.config.exclude)
         if index.base_url and self._mirror.config.on_demand:
             log.warning("%s: its packages are elsewhere (base_url), and only what is held can be had here", path)

@@ -164,7 +164,7 @@ class Verification:
             inspection.formats = list(proof.problems(self._store.path(path), index))
             if self._config.on_demand and self._store.index_path(path).exists():
                 inspection.kept = Kept(self._store, path)
-        there = {name: size for name, size, _ in self._store.files(path) if name.endswith(PACKAGE_SUFFIXES)}
+        there = {name: size for name, size, _ in self._store.files(path, PACKAGE_SUFFIXES)}
         inspection.referenced = len(index.packages)
         inspection.orphaned = len(there.keys() - index.packages.keys())
         named = (Item(name, package.size, bytes.fromhex(package.digest)) for name, package in index.packages.items())

@@ -308,7 +308,7 @@ class Desk:
     def publish_early(self, work: Work) -> bool:
         """Publish a subdir without the packages that it waits for; return whether it names any at all."""
         work.early = True
-        there = {name for name, _, _ in self._mirror.store.files(work.path)}
+        there = {name for name, _, _ in self._mirror.store.files(work.path, PACKAGE_SUFFIXES)}
         awaited = {package.file_name for package in work.plan.fetch} - there
         awaited |= work.replaced - work.staged.keys()
         return self.publish(work, awaited - work.failed.keys())
@@ -434,14 +434,15 @@ class Desk:
     def _compared(self, path: PurePosixPath, index: Index) -> Plan:
         """Return what a subdir needs now."""
         memory, store = self._mirror.memory, self._mirror.store
-        known = known_files(store.files(path), memory.verified(str(path)), index.packages)
+        known = known_files(store.files(path, PACKAGE_SUFFIXES), memory.verified(str(path)), index.packages)
         return compare(index.packages, known, self._mirror.config.exclude)
 
     def _is_too_much(self, path: PurePosixPath, plan: Plan) -> bool:
         """Tell, and say so, whether an index names other bytes for more of what is held than an upstream changes."""
         if not plan.replace:
             return False
-        sound = known_files(self._mirror.store.files(path), self._mirror.memory.verified(str(path)))
+        files = self._mirror.store.files(path, PACKAGE_SUFFIXES)
+        sound = known_files(files, self._mirror.memory.verified(str(path)))
         wrong = sum(isinstance(sound.get(package.file_name), bytes) for package in plan.replace)
         limit = self._mirror.config.max_delete
         if not too_many(wrong, plan.held + wrong, limit):
@@ -460,7 +461,7 @@ class Desk:
         path = subdir.path
         if subdir.hold == ALL:
             return self.sweeper.packages(path, plan.orphans, plan.unwanted, named + len(plan.orphans))
-        here = {name for name, _, _ in self._mirror.store.files(path) if name.endswith(PACKAGE_SUFFIXES)}
+        here = {name for name, _, _ in self._mirror.store.files(path, PACKAGE_SUFFIXES)}
         if here:
             log.info("%s: none is to be held, and %d are here: --delete takes them after their grace", path, len(here))
         return self.sweeper.packages(path, sorted(here), here, len(here))
