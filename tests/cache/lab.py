@@ -69,11 +69,11 @@ class Lab:
         where = self.places
         return [f"--{name}={getattr(where, name)}" for name in ("kept", "mirror", "log", "state")]
 
-    def build(self, name: str, path: str, size: int = 1000, number: int = 0) -> str:
+    def build(self, name: str, path: str, size: int = 1000, number: int = 0, version: str = "1.0") -> str:
         """Have a real package at the upstream, of somewhat more than a size, and return its path."""
         content = hashlib.shake_256(f"{name} {number}".encode()).digest(size)
         folder = self.folder / f"built-{number}"
-        spec = Spec(name, subdir=path.rstrip("/").rpartition("/")[2], files={f"share/{name}": content})
+        spec = Spec(name, version, subdir=path.rstrip("/").rpartition("/")[2], files={f"share/{name}": content})
         file = f"{path}{spec.file_name}"
         self.packages[file] = build(spec, folder).read_bytes()
         self.site.upstreams[0].says[file] = ranged(self.packages[file])

@@ -253,7 +253,8 @@ def test_records_are_those_of_the_shards(tmp_path: Path) -> None:
     assert (records.identity("cloud/x/noarch"), bool(records.identity("pkgs/main/linux-64"))) == ("", True)
     # A shard, and an index, that are damaged themselves.
     for shard in folder.glob("[0-9a-f]*.msgpack.zst"):
-        shard.write_bytes(zstandard.compress(b"\x80"))
+        other = {"packages.conda": {"a-1-0.conda": {"size": 1, "sha256": bytes(32)}}}
+        shard.write_bytes(zstandard.compress(msgspec.msgpack.encode(other)))
     assert Records(tmp_path).expected(f"{place}a-1-0.conda") is None
     (folder / INDEX).write_bytes(b"noise")
     assert Records(tmp_path).expected(f"{place}a-1-0.conda") is None
@@ -376,6 +377,8 @@ def test_what_is_none_of_nginxs_is_left_alone(cache: Path, state: State) -> None
     }.items():
         strangers.append(good.parent / name)
         make_it(strangers[-1])  # type: ignore[no-untyped-call]
+    strangers.append(good.parent / put(cache, "/pkgs/main/noarch/b-1-0.conda bytes=0-99").name)
+    (cache / scan.place(strangers[-1].name) / strangers[-1].name).rename(strangers[-1])
     scan.scan(cache, state, NOW)
     assert state.paths() == [PATH]
     assert [each.name for each in state.slices(PATH)] == [good.name]
