@@ -6,6 +6,7 @@ of a cache at rest costs one `stat` a folder, of which there are 4,096 (levels=1
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -20,6 +21,9 @@ from lanmirror_cache.state import Entry, State
 ONE, TWO = re.compile("[0-9a-f]"), re.compile("[0-9a-f]{2}")
 # A change within this time after a look may not show in a folder's mtime, nanoseconds.
 UNSETTLED = 2 * 10**9
+# What a killed worker was writing is left by all of Nginx (ngx_http_file_cache_add_file passes over it). For so long
+# nothing that is being fetched stands still, nanoseconds.
+LEFT = 24 * 3600 * 10**9
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def scan(kept: Path, state: State, now: float, *, every: bool = False, alive: Ca
             mtime = (kept / name).stat().st_mtime_ns
             if every or known.get(name) != mtime:
                 settled = mtime if now * 10**9 - mtime > UNSETTLED else 0
-                _look(kept / name, name, state, settled)
+                _look(kept / name, name, state, settled, now)
         except (FileNotFoundError, NotADirectoryError):
             there.discard(name)
     for name in known.keys() - there:
@@ -90,11 +94,15 @@ def _names(folder: Path) -> list[str]:
         return sorted(file.name for file in files)
 
 
-def _look(path: Path, folder: str, state: State, mtime: int) -> None:
+def _look(path: Path, folder: str, state: State, mtime: int, now: float) -> None:
     known = state.files(folder)
     new = []
     with os.scandir(path) as files:
         for file in files:
+            if entry.IN_FLIGHT.fullmatch(file.name):
+                # It changes, or is left, without a change of the folder.
+                mtime = 0
+                _tidy(Path(file.path), now)
             if not entry.NAME.fullmatch(file.name) or place(file.name) != folder:
                 continue
             try:
@@ -108,6 +116,13 @@ def _look(path: Path, folder: str, state: State, mtime: int) -> None:
             if made:
                 new.append(made)
     state.scanned(folder, mtime, new, known)
+
+
+def _tidy(file: Path, now: float) -> None:
+    """Delete what nobody writes any more."""
+    with contextlib.suppress(FileNotFoundError):
+        if now * 10**9 - file.lstat().st_mtime_ns > LEFT:
+            file.unlink()
 
 
 def place(name: str) -> str:

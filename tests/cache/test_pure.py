@@ -351,6 +351,19 @@ def test_change_right_after_a_look_is_seen_though_the_time_is_the_same(cache: Pa
     assert state.slices(PATH) == []
 
 
+def test_what_a_killed_worker_left_goes_after_a_day(cache: Path, state: State) -> None:
+    kept = put(cache, f"{PATH} bytes=0-99")
+    left, other = kept.with_name(f"{kept.name}.0000000012"), kept.with_name("left.0000000012")
+    for file in (left, other):
+        file.write_bytes(b"")
+    now = left.stat().st_mtime
+    settle(cache)
+    for after, is_there in ((0, True), (23 * 3600, True), (25 * 3600, False)):
+        scan.scan(cache, state, now + after)
+        assert left.exists() is is_there
+    assert (kept.exists(), other.exists()) == (True, True)
+
+
 def test_folder_that_goes_takes_its_files_with_it(cache: Path, state: State) -> None:
     file = put(cache, f"{PATH} bytes=0-99")
     scan.scan(cache, state, NOW)
