@@ -169,6 +169,8 @@ def test_check_tests_a_copy_with_one_file_replaced(tmp_path: Path) -> None:
         ({"nginx_default_server": "no"}, "nginx_server_names is []"),
         ({"nginx_server_names": "mirror.lab.lan"}, "must be a list"),
         ({"nginx_tls_names": ["http://mirror"]}, "neither a host name nor an address"),
+        ({"nginx_trusted_proxies": "192.0.2.7"}, "nginx_trusted_proxies is "),
+        ({"nginx_trusted_proxies": ["proxy.lab.lan"]}, 'nginx_trusted_proxies has "proxy.lab.lan"'),
         ({"nginx_tls": "own"}, "nginx_tls_certificate"),
         ({"nginx_tls": "site_ca", "nginx_tls_port": "80"}, "both 80"),
     ],
@@ -186,6 +188,13 @@ def test_numbers_and_switches_may_be_texts() -> None:
 @pytest.mark.parametrize("bad", ["http://mirror", "mirror:443", "*.lab.lan", "a b", "", "a..b", "-a", "192.0.2.10/24"])
 def test_text_that_is_no_name(bad: str) -> None:
     assert variables.bad_names(["mirror.lab.lan", "192.0.2.10", "::1", "[::1]", "MIRROR", bad]) == [bad]
+
+
+@pytest.mark.parametrize(
+    "bad", ["proxy.lab.lan", "10.0.0.1/24", "10.0.0.0/33", "10.0.0.0/255.0.0.0", "all", "", "[::1]", "10.0.0.0/24;"]
+)
+def test_text_that_is_no_network(bad: str) -> None:
+    assert variables.bad_networks(["192.0.2.7", "10.0.0.0/24", "2001:db8::/32", "::1", bad]) == [bad]
 
 
 def test_settings_that_the_tuned_main_file_would_gain() -> None:
