@@ -117,7 +117,7 @@ def test_program_is_installed_beside_the_engine() -> None:
 
 def test_each_handler_that_is_notified_is_there() -> None:
     handlers = {handler["listen"] for handler in yaml.safe_load(HANDLERS.read_text())}
-    told = {task.get("notify") for task in tasks("conda_mirror", "cache.yml")} - {None}
+    told = {task.get("notify") for file in ("cache.yml", "watch.yml") for task in tasks("conda_mirror", file)} - {None}
     (install,) = [task for task in tasks("conda_mirror", "install.yml") if "vars" in task]
     assert told == set(install["vars"]["python_venv_notify"]) == handlers
 

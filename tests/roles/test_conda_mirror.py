@@ -192,7 +192,7 @@ def test_watchdog_is_started_anew_before_what_it_ran_from_goes() -> None:
     assert steps.index("schedule.yml") < steps.index("watch.yml") < steps.index("clean.yml")
     handler = "Restart the Conda mirror's watchdog"
     (engine,) = [task["vars"] for task in tasks("conda_mirror", "install.yml") if "vars" in task]
-    assert engine["python_venv_notify"] == [handler]
+    assert handler in engine["python_venv_notify"]
     told = {
         task["name"]
         for file in ("schedule.yml", "watch.yml")
@@ -201,7 +201,7 @@ def test_watchdog_is_started_anew_before_what_it_ran_from_goes() -> None:
     }
     assert told == {"Write the engine's configuration", "Write the unit of the Conda mirror's watchdog"}
     handlers = yaml.safe_load((ROLE / "handlers/main.yml").read_text())
-    assert {task["listen"] for task in handlers} == {handler}
+    assert handler in {task["listen"] for task in handlers}
     watch = tasks("conda_mirror", "watch.yml")
     assert [task.get("ansible.builtin.meta") for task in watch].index("flush_handlers") == 1
 
