@@ -59,13 +59,15 @@ lint: $(VENV)/.made ## Check the style of everything
 
 .PHONY: unit
 unit: $(VENV)/.made nginx ## Run the fast tests: engine, templates, specs
-	@log=$$(mktemp)
-	pytest -m slow > "$$log" 2>&1 &
-	slow=$$! code=0
-	pytest -m 'not slow' || code=$$?
-	wait "$$slow" || code=$$?
-	cat "$$log"
-	rm "$$log"
+	@logs=$$(mktemp -d) code=0
+	pytest -m slow > "$$logs/slow" 2>&1 &
+	slow=$$!
+	pytest -m 'not slow' tests/roles > "$$logs/roles" 2>&1 &
+	roles=$$!
+	pytest -m 'not slow' --ignore=tests/roles || code=$$?
+	for one in "$$slow" "$$roles"; do wait "$$one" || code=$$?; done
+	cat "$$logs/slow" "$$logs/roles"
+	rm -r "$$logs"
 	exit "$$code"
 
 .PHONY: quick
