@@ -129,7 +129,23 @@ class Index:
         return Index(self.head, sections, packages, self.wheels)
 
 
-class _Fields(msgspec.Struct, gc=False):
+class _Plain(msgspec.Struct, gc=False):
+    """What is looked at of a record, and is only to be of its type."""
+
+    depends: list[str] = []
+    constrains: list[str] = []
+    subdir: str = ""
+    license: str | None = None
+    license_family: str | None = None
+    features: str | None = None
+    track_features: str | list[str] = ""
+    arch: str | None = None
+    platform: str | None = None
+    python_site_packages_path: str | None = None
+    run_exports: dict[str, list[str]] | None = None
+
+
+class _Fields(_Plain, kw_only=True, gc=False):
     """What is looked at of a record. One field of another type, and some clients cannot read the whole index."""
 
     name: str
@@ -139,22 +155,11 @@ class _Fields(msgspec.Struct, gc=False):
     size: int | None = None
     sha256: str | None = None
     md5: str | None = None
-    depends: list[str] = []
-    constrains: list[str] = []
-    subdir: str = ""
     timestamp: int | None = None
     noarch: str | bool | None = None
-    license: str | None = None
-    license_family: str | None = None
-    features: str | None = None
-    track_features: str | list[str] = ""
-    arch: str | None = None
-    platform: str | None = None
     legacy_bz2_md5: str | None = None
     legacy_bz2_size: int | None = None
-    python_site_packages_path: str | None = None
     purls: list[str] | None = None
-    run_exports: dict[str, list[str]] | None = None
 
 
 # What no text is that is written without a backslash: a record with a field of this kind is none of the usual ones.
@@ -163,7 +168,7 @@ _Size = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 _Md5 = Annotated[str, Meta(min_length=32, max_length=32)]
 
 
-class _Usual(msgspec.Struct, gc=False):
+class _Usual(_Plain, kw_only=True, gc=False):
     """A record of which nothing has to be looked at more closely, but for what `_usual` looks at.
 
     It accepts less than `_Fields` and `_check_fields` do, and never more.
@@ -176,22 +181,11 @@ class _Usual(msgspec.Struct, gc=False):
     size: Annotated[int, Meta(ge=0, le=LARGEST_PACKAGE)] | None = None
     sha256: Annotated[str, Meta(min_length=64, max_length=64)] | None = None
     md5: _Md5 | None = None
-    depends: list[str] = []
-    constrains: list[str] = []
-    subdir: str = ""
     timestamp: Annotated[int, Meta(ge=-LAST_TIMESTAMP, le=LAST_TIMESTAMP)] | None = None
     noarch: Literal["generic", "python"] | bool | None = None
-    license: str | None = None
-    license_family: str | None = None
-    features: str | None = None
-    track_features: str | list[str] = ""
-    arch: str | None = None
-    platform: str | None = None
     legacy_bz2_md5: _Md5 | None = None
     legacy_bz2_size: _Size | None = None
-    python_site_packages_path: str | None = None
     purls: list[Annotated[str, Meta(pattern="^pkg:")]] | None = None
-    run_exports: dict[str, list[str]] | None = None
     # `LEADING`
     url: _Never = "\0"
     channel: _Never = "\0"
