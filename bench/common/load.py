@@ -98,6 +98,11 @@ class LoadRow:
         return median(load.per_second for load in self.loads)
 
     @property
+    def bytes_per_second(self) -> float:
+        """The median of bytes per second."""
+        return median(load.bytes_per_second for load in self.loads)
+
+    @property
     def p99(self) -> float:
         """The median of the runs' 99th percentiles, in seconds."""
         return median(load.p99 for load in self.loads)

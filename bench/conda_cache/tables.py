@@ -71,35 +71,20 @@ def said(place: Place) -> Sent:
 
 
 @dataclass(frozen=True)
-class RateRow:
-    """The rate at which one server sends a large package.
-
-    Attributes:
-        name: the server.
-        loads: of each run.
-        wrong: the fault of an answer; "" where all were right.
-    """
-
-    name: str
-    loads: Sequence[Load]
-    wrong: str = ""
-
-    @property
-    def rate(self) -> float:
-        """The median, in bytes a second."""
-        return median(one.bytes_per_second for one in self.loads)
+class RateRow(LoadRow):
+    """The rate at which one server sends a large package."""
 
     def head(self) -> Sequence[str]:
         """Return the heads of the columns after the name."""
         return ("MB/s", "from, to", "÷ first row's")
 
-    def cells(self, first: RateRow) -> Sequence[str]:
+    def cells(self, first: LoadRow) -> Sequence[str]:
         """Return all cells, beside the first row's."""
         return (
             label(self.name, self.wrong),
-            f"{self.rate / 1e6:,.0f}",
+            f"{self.bytes_per_second / 1e6:,.0f}",
             spread([one.bytes_per_second / 1e6 for one in self.loads], "", 0),
-            f"{self.rate / first.rate:.3f}",
+            f"{self.bytes_per_second / first.bytes_per_second:.3f}",
         )
 
 
