@@ -1,4 +1,8 @@
-"""What Nginx has served of Conda, by the lines of its log (`conda_mirror_served` in http.conf)."""
+"""What Nginx has served of Conda, by the lines of its log (`conda_mirror_served` in http.conf).
+
+The log is read as devpi's watchdog reads its own (lanmirror_ops/served.py, known.py): each role stands alone on a
+server, and brings what it needs.
+"""
 
 from __future__ import annotations
 

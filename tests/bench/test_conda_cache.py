@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from bench.conda_cache.site import Sent, sent
 from bench.conda_cache.tables import CrowdRow, LimitRow, RateRow, at_least_static, crowd_row
 from tests.ports import free_ports
 from tests.roles.site import Asked, Devpi, Handler
+from tests.roles.test_nginx_site import needs_root
 
 ROOT = Path(__file__).resolve().parents[2]
 BYTES = bytes(range(256)) * 5000
@@ -36,9 +35,7 @@ COUNTED = {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("unshare") is None, reason="only root has a network and mounts of its own"
-)
+@needs_root
 def test_all_of_it_runs_in_small_sizes(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     command = [sys.executable, "-m", "bench.conda_cache", "--small", "--work", str(tmp_path / "work")]

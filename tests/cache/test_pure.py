@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -326,9 +327,9 @@ def test_folder_that_is_unchanged_is_not_read_again(cache: Path, state: State, m
     looked: list[str] = []
     look = scan._look
 
-    def counted(path: Path, folder: str, *rest: object) -> None:
+    def counted(path: Path, folder: str, *rest: Any) -> None:
         looked.append(folder)
-        look(path, folder, *rest)  # type: ignore[arg-type]
+        look(path, folder, *rest)
 
     monkeypatch.setattr(scan, "_look", counted)
     for _ in range(3):
@@ -378,7 +379,7 @@ def test_what_is_none_of_nginxs_is_left_alone(cache: Path, state: State) -> None
     outside = cache.parent / "outside"
     outside.write_text("of somebody else")
     strangers: list[Path] = []
-    for name, make_it in {
+    making: dict[str, Callable[[Path], object]] = {
         "README": lambda file: file.write_text("x"),
         "0" * 32: lambda file: file.write_text("in a wrong folder"),
         f"{good.name[:-2]}zz": lambda file: file.write_text("no hexadecimal"),
@@ -387,9 +388,10 @@ def test_what_is_none_of_nginxs_is_left_alone(cache: Path, state: State) -> None
         f"{'d' * 29}{good.name[-3:]}": lambda file: file.write_text("damaged"),
         f"{'c' * 29}{good.name[-3:]}": lambda file: file.write_bytes(good.read_bytes()),
         f"{'b' * 29}{good.name[-3:]}": lambda file: file.mkdir(),
-    }.items():
+    }
+    for name, make_it in making.items():
         strangers.append(good.parent / name)
-        make_it(strangers[-1])  # type: ignore[no-untyped-call]
+        make_it(strangers[-1])
     strangers.append(good.parent / put(cache, "/pkgs/main/noarch/b-1-0.conda bytes=0-99").name)
     (cache / scan.place(strangers[-1].name) / strangers[-1].name).rename(strangers[-1])
     scan.scan(cache, state, NOW)

@@ -831,7 +831,7 @@ def on_a_small_disk(size: str, *folders: Path) -> tuple[str, ...]:
 
 
 needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("unshare") is None, reason="only root mounts a file system of some size"
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="only root has mounts and a network of its own"
 )
 
 
