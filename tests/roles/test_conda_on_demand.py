@@ -908,9 +908,11 @@ def test_turned_off_it_leaves_nothing() -> None:
     made -= {evaluate("conda_mirror", "{{ __conda_mirror_served_log }}")}
     assert made == {"/srv/big/lanmirror-conda", unit}
     (removal,) = [task for task in tasks("conda_mirror", "take_out.yml") if "ansible.builtin.file" in task]
-    for former in ("", "/srv/big/lanmirror-conda", "/var/cache/lanmirror-conda"):
-        gone = evaluate("conda_mirror", removal["loop"], __conda_mirror_data={"cache": former}, **folders)
-        assert {*gone} == {*made, "/run/lanmirror_conda", *filter(None, [former])}
+    gone = evaluate("conda_mirror", removal["loop"], __conda_mirror_data={"caches": ["/srv/big/lanmirror-conda"]})
+    assert {*gone} == {*made, "/run/lanmirror_conda"}
+    for file in ("site.yml", "remove.yml"):
+        (look,) = [task["conda_mirror_data"] for task in tasks("conda_mirror", file) if "conda_mirror_data" in task][:1]
+        assert evaluate("conda_mirror", look["cache_dir"], **folders) == "/srv/big/lanmirror-conda"
 
     steps = tasks("conda_mirror", "site.yml")
     loaded = [number for number, task in enumerate(steps) if task.get("ansible.builtin.meta") == "flush_handlers"]
@@ -949,13 +951,27 @@ def test_removal_finds_the_cache_that_nginx_was_told_of(tmp_path: Path) -> None:
     assert data.cache(site) == ""
     site.write_text(render("conda_mirror", "http.conf.j2", conda_mirror_cache_dir="/srv/big/"))
     assert data.cache(site) == "/srv/big/lanmirror-conda"
-    # Not where a mirror stands in it, or is to.
-    for folder, wanted in (("/srv/big/lanmirror-conda/mirror", ""), ("/srv/big/other", "/srv/big/lanmirror-conda")):
+    # Not where a mirror stands in it, or is to; nor that of the variables of now, which may be others.
+    big, now = "/srv/big/lanmirror-conda", str(tmp_path / "lanmirror-conda")
+    (tmp_path / "link").symlink_to(tmp_path / "lanmirror-conda/mirror")
+    for folder, wanted in (
+        (f"{big}/mirror", [now]),
+        (big, [now]),
+        ("/srv/big/other", [big, now]),
+        ("/srv/big", [big, now]),
+        (now, [big]),
+        (f"{now}/mirror", [big]),
+        (f"{tmp_path}/link", [big]),
+    ):
         (tmp_path / "conda_mirror.yml").write_text(f"working_dir: {folder}\n")
-        told: dict[str, Any] = {"config_file": str(tmp_path / "conda_mirror.yml"), "site_file": str(site)}
-        assert run_module(Path(data.__file__), tmp_path, **told)["cache"] == wanted
-        told["config_file"] = "/nonexistent"
-        assert run_module(Path(data.__file__), tmp_path, **told, working_dir=folder)["cache"] == wanted
+        told: dict[str, Any] = {"site_file": str(site), "cache_dir": now}
+        ways: list[dict[str, Any]] = [
+            {"config_file": str(tmp_path / "conda_mirror.yml")},
+            {"config_file": "/none", "working_dir": folder},
+        ]
+        for more in ways:
+            found = run_module(Path(data.__file__), tmp_path, **told, **more)
+            assert (found["caches"], found["cache"]) == (wanted, big if big in wanted else ""), folder
     # Whatever somebody wrote there: nothing but a folder of the role's own is deleted.
     site.write_text("proxy_cache_path /srv/kept levels=1:2;\nproxy_cache_path /srv/x/kept levels=1:2;\n")
     assert data.cache(site) == ""

@@ -14,7 +14,11 @@ from tests.roles.render import FACTS, ROOT, evaluate, tasks
 KNOWN: dict[str, Any] = {
     "ansible_facts": {**FACTS, "python": {"version": {"major": 3, "minor": 11}}},
     "nginx_site_name": "x",
-    "__conda_mirror_data": {"metrics": "", "cache": "/var/cache/lanmirror-conda"},
+    "__conda_mirror_data": {
+        "metrics": "",
+        "cache": "/var/cache/lanmirror-conda",
+        "caches": ["/var/cache/lanmirror-conda"],
+    },
     "__conda_mirror_logs": {"files": [{"path": "/var/log/nginx/lanmirror-conda.log"}]},
     "__devpi_data": {"metrics": ""},
     "__devpi_logs": {"files": [{"path": "/var/log/nginx/lanmirror-devpi.log"}]},

@@ -26,6 +26,10 @@ options:
     description: What the role has told Nginx of packages on demand.
     type: path
     default: /nonexistent
+  cache_dir:
+    description: Folder of that cache by the variables of now.
+    type: path
+    default: /nonexistent
   working_dir:
     description: Folder that the mirror is to be in.
     type: path
@@ -65,8 +69,14 @@ metrics:
   type: str
   returned: always
 cache:
-  description: Folder of the cache of packages on demand, empty where there is none.
+  description: >-
+    Folder of the cache of packages on demand that Nginx was told of; empty where there is none, and where a mirror is
+    in it.
   type: str
+  returned: always
+caches:
+  description: C(cache) and C(cache_dir), but for those in which a mirror is.
+  type: list
   returned: always
 folder:
   description: Folder of C(installed) if it has a mirror, else empty.
@@ -115,6 +125,12 @@ def cache(site: Path) -> str:
     except FileNotFoundError:
         return ""
     return found[1] if found else ""
+
+
+def disposable(folders: list[str], *keep: Path) -> list[str]:
+    """Return those folders in which none of the others is, under whatever name."""
+    kept = {place for path in keep for place in (path.resolve(), *path.resolve().parents)}
+    return [folder for folder in dict.fromkeys(folders) if folder and Path(folder).resolve() not in kept]
 
 
 def parts(folder: Path) -> list[Path]:
@@ -168,6 +184,7 @@ def main() -> None:
         argument_spec={
             "config_file": {"type": "path", "required": True},
             "site_file": {"type": "path", "default": "/nonexistent"},
+            "cache_dir": {"type": "path", "default": "/nonexistent"},
             "working_dir": {"type": "path", "default": "/nonexistent"},
             "marks": {"type": "list", "elements": "path", "default": []},
             "remove": {"type": "bool", "default": False},
@@ -179,13 +196,15 @@ def main() -> None:
     place = existing(new)
     folder = Path(installed or "/nonexistent")
     found = mirrors(folder)
-    kept = cache(Path(module.params["site_file"]))
+    told = cache(Path(module.params["site_file"]))
+    # What has a mirror in it is not Nginx's alone.
+    caches = disposable([told, module.params["cache_dir"]], folder, new)
     result = {
         "installed": installed,
         "present": any(Path(mark).exists() for mark in module.params["marks"]),
         "metrics": setting(config, "metrics_file"),
-        # What has a mirror in it is not Nginx's alone.
-        "cache": "" if Path(kept) in {*folder.parents, *new.parents} else kept,
+        "cache": told if told in caches else "",
+        "caches": caches,
         "folder": str(folder) if found else "",
         "lost": found and not mirrors(new),
         "mounted": new.is_mount(),
