@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import sqlite3
 import sys
 import time
@@ -14,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 import msgspec
+from lanmirror_sync import systemd
 from lanmirror_sync.kept import RESULTS, SOURCES, CacheReport, Channel, Wrong
 
 from lanmirror_cache import CacheError, served
@@ -84,18 +83,15 @@ def count(state: State, log: Path) -> None:
 
 @dataclass
 class Heartbeat:
-    """Tells systemd that the work goes on (sd_notify(3)), once a second at most."""
+    """Tells systemd that the work goes on, once a second at most."""
 
     last: float = field(default=-1.0)
 
     def __call__(self) -> None:
         """Tell it."""
-        where = os.environ.get("NOTIFY_SOCKET")
-        if where and time.monotonic() - self.last > 1:
+        if time.monotonic() - self.last > 1:
             self.last = time.monotonic()
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-                notify.connect(where.replace("@", "\0", 1) if where.startswith("@") else where)
-                notify.sendall(b"WATCHDOG=1")
+            systemd.alive()
 
 
 def once(places: Places, state: State, alive: Callable[[], None]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lanmirror_sync import health, status
+from lanmirror_sync import health, status, systemd
 from lanmirror_sync.config import Config, ConfigError
 from lanmirror_sync.health import GIB, Disk, Found, Health
 from lanmirror_sync.memory import Memory
@@ -65,7 +64,7 @@ def _watch(settings: _Settings, public: Path) -> None:
                 if in_words(error) != complaint:
                     log.warning("the status cannot be written: %s", in_words(error))
                 complaint = in_words(error)
-        _alive()
+        systemd.alive()
         time.sleep(INTERVAL)
 
 
@@ -172,11 +171,3 @@ def publish(now: Health, public: Path, at: float) -> None:
     new.chmod(0o644)
     new.replace(public / name)
     (public / other).unlink(missing_ok=True)
-
-
-def _alive() -> None:
-    """Tell systemd that the loop goes round (sd_notify(3)); without that for WatchdogSec, it is started anew."""
-    if where := os.environ.get("NOTIFY_SOCKET"):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-            notify.connect(where.replace("@", "\0", 1) if where.startswith("@") else where)
-            notify.sendall(b"WATCHDOG=1")
