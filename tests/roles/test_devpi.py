@@ -163,6 +163,24 @@ def test_who_waits_for_a_page_that_is_kept_does_not_wait_for_nginx_to_look_again
     assert re.findall(r"(?m)^        proxy_cache_lock_timeout (\w+);", http) == ["5ms", "1m"]
 
 
+def test_what_a_killed_worker_was_writing_goes_and_what_is_kept_stays(tmp_path: Path) -> None:
+    name = "0123456789abcdef0123456789abcdef"
+    folders = [tmp_path / folder / "a" / "bc" for folder in ("memory/kept", "memory/whole", "disk/kept")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        # Whole, begun and left, and begun just now, as ngx_create_temp_file names them.
+        for file in (name, f"{name}.0000000001", f"{name}.0000000002"):
+            (folder / file).write_text("page")
+            if not file.endswith("2"):
+                os.utime(folder / file, (1e9, 1e9))
+    variables = {"__devpi_memory_dir": str(tmp_path / "memory"), "__devpi_cache_dir": str(tmp_path / "disk")}
+    written = tmp_path / "lanmirror-devpi.conf"
+    written.write_text(render("devpi", "devpi-caches.tmpfiles.j2", **variables))
+    subprocess.run(["systemd-tmpfiles", "--clean", str(written)], check=True)
+    for folder in folders:
+        assert {file.name for file in folder.iterdir()} == {name, f"{name}.0000000002"}
+
+
 def test_pages_that_came_together_run_out_one_after_the_other() -> None:
     site = render("devpi", "devpi-http.conf.j2")
     found = re.search(r"(?s)split_clients \$uri \$devpi_memory_page_seconds \{(.+?)\n\}", site)
