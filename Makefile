@@ -11,6 +11,8 @@ export PATH := $(BIN):$(PATH)
 # The releases under test, and that of the lab: bookworm and trixie of Debian, noble of Ubuntu.
 DISTROS ?= bookworm trixie
 export LANMIRROR_DISTRO ?= bookworm
+# The same files are loaded hundreds of times, so Python keeps them compiled even where the environment says otherwise.
+unexport PYTHONDONTWRITEBYTECODE
 # Molecule in plain lines, which a log shows as they are.
 export MOLECULE_COMMAND_BORDERS := false
 

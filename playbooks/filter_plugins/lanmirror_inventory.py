@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ Hostvars = Mapping[str, Mapping[str, Any]]
 Groups = Mapping[str, Sequence[str]]
 
 
+# Read when they are asked for: Ansible loads this file anew for nearly every task.
+@cache
 def _defaults() -> dict[str, Any]:
     """Return the public variables of all roles, with their defaults."""
     found: dict[str, Any] = {}
@@ -84,14 +87,13 @@ def _options() -> set[str]:
     return {option for spec in specs for entry_point in spec.values() for option in entry_point.get("options") or {}}
 
 
-DEFAULTS = _defaults()
 PREFIXES = (*sorted(f"{path.parent.parent.name}_" for path in ROLES.glob("*/defaults/main.yml")), "lanmirror_")
 
 
 def _value(host: Mapping[str, Any], name: str) -> Any:
     """Return a variable of a host, or its default."""
     value = host.get(name)
-    return DEFAULTS.get(name, "") if value is None else value
+    return _defaults().get(name, "") if value is None else value
 
 
 def _text(host: Mapping[str, Any], name: str) -> str:
@@ -392,7 +394,7 @@ def _of_groups(hostvars: Hostvars, groups: Groups) -> list[str]:
 
 def _of_names(hostvars: Hostvars, hosts: Sequence[str]) -> list[str]:
     """Return the variables that carry one of our prefixes, and that nothing reads."""
-    known = {*DEFAULTS, *_options(), *SHARED}
+    known = {*_defaults(), *_options(), *SHARED}
     other = {*known, *OURS, *RENAMED}
     wrong: dict[str, list[str]] = {}
     for host in hosts:
