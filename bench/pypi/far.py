@@ -25,7 +25,7 @@ from bench.common import measure
 from bench.common.cost import Cost, problem
 from bench.common.cost import measure as cost_of
 from bench.common.report import MIB, Bar, FarRow, Result, at_most, label
-from bench.common.servers import behind, plain_environment
+from bench.common.servers import behind, plain_environment, plain_nginx
 from bench.common.wire import FAR, Wire
 from bench.pypi.servers import INDEX, Server, ours
 from bench.pypi.upstream import JSON
@@ -36,7 +36,9 @@ SLOW_WAY, FAST_WAY = 6e6, 50e6
 SMALL_PROJECTS, STACK, LARGE_SIZE = 180, 100, 500 << 20
 # Resolves after which the memory is read, and names in each.
 RESOLVES, NAMES = 100, 10
-PORT = 8000
+PORT, NEAR_PORT = 8000, 8003
+# Beside a page, so that the same files can be served from elsewhere.
+FILES = "../../packages"
 NGINX = """\
   log_format sent '$bytes_sent';
   map $http_accept $form {{ default html; "~application/vnd\\.pypi\\.simple\\.v1\\+json" json; }}
@@ -98,16 +100,14 @@ def wheel(path: Path, name: str, version: str, size: int, requires: Sequence[str
     return metadata
 
 
-def page(www: Path, url: str, name: str, newest: dict[str, object], older: int) -> None:
+def page(www: Path, name: str, newest: dict[str, object], older: int) -> None:
     """Write the page of a project with one file that is there, and others that only their page knows."""
     files = []
     for number in range(older):
         file = f"{name.replace('-', '_')}-0.{number}-py3-none-any.whl"
         hashes = {"sha256": hashlib.sha256(file.encode()).hexdigest()}
         about = {"size": 1000 + number, "upload-time": "2025-06-07T08:09:10.123456Z", "requires-python": ">=3.8"}
-        files.append(
-            {"filename": file, "url": f"{url}/packages/{file}", "hashes": hashes, "core-metadata": hashes, **about}
-        )
+        files.append({"filename": file, "url": f"{FILES}/{file}", "hashes": hashes, "core-metadata": hashes, **about})
     body = {"meta": {"api-version": "1.1"}, "name": name, "versions": ["1.0"], "files": [*files, newest]}
     folder = www / "simple" / name
     folder.mkdir(parents=True)
@@ -131,14 +131,14 @@ def make(far: Far) -> None:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         newest = {
             "filename": path.name,
-            "url": f"{far.url}/packages/{path.name}",
+            "url": f"{FILES}/{path.name}",
             "hashes": {"sha256": digest},
             "size": path.stat().st_size,
             "upload-time": "2025-06-08T08:09:10.123456Z",
             "requires-python": ">=3.8",
             "core-metadata": {"sha256": hashlib.sha256(metadata.encode()).hexdigest()},
         }
-        page(www, far.url, name, newest, older)
+        page(www, name, newest, older)
 
     for number in range(SMALL_PROJECTS):
         add(f"small{number}", 20_000 + 1000 * number, older=30)
@@ -157,6 +157,13 @@ def way(far: Far, rate: float) -> contextlib.AbstractContextManager[Wire]:
     """Have the upstream behind a long way for the length of a `with`, and this process on the near side."""
     body = NGINX.format(port=PORT, www=far.folder / "www", folder=far.folder)
     return behind(far.folder, body, PORT, round_trip=ROUND_TRIP, rate=rate, name="lmpypi")
+
+
+def near(far: Far) -> contextlib.AbstractContextManager[int]:
+    """Serve the upstream's files on the near side as well: no cache can be faster."""
+    folder = far.work / "near"
+    body = NGINX.format(port=NEAR_PORT, www=far.folder / "www", folder=folder)
+    return plain_nginx(folder, body, f"http://127.0.0.1:{NEAR_PORT}")
 
 
 @contextlib.contextmanager
@@ -240,17 +247,23 @@ def small(far: Far) -> Result:
     names = [f"small{number}" for number in range(SMALL_PROJECTS)]
     count = 2 if far.quick else 10
     rows, bars = [], []
-    with way(far, SLOW_WAY):
+    with way(far, SLOW_WAY), near(far):
         for state, cores in (("", 0), (", cores busy", os.cpu_count() or 1)):
-            direct, cold, second = [], [], []
+            direct, cold, second, static = [], [], [], []
             with busy(cores):
                 for _ in range(count):
                     direct.append(uv(far, f"{far.url}/simple/", "install", *names))
                     with cache(far) as server:
                         cold.append(uv(far, server.index, "install", *names))
                         second.append(uv(far, server.index, "install", *names))
-            made = [row(f"{name}{state}", runs) for name, runs in
-                    (("direct", direct), ("lanmirror, cold", cold), ("lanmirror, second client", second))]  # fmt: skip
+                    static.append(uv(far, f"http://127.0.0.1:{NEAR_PORT}/simple/", "install", *names))
+            runs = {
+                "direct": direct,
+                "lanmirror, cold": cold,
+                "lanmirror, second client": second,
+                "static files of this machine": static,
+            }
+            made = [row(f"{name}{state}", found) for name, found in runs.items()]
             rows += made
             bars += [
                 at_most(
@@ -260,6 +273,8 @@ def small(far: Far) -> Result:
                     "times",
                 ),
                 at_most(f"the second client at most 0.2 times{state}", times(made[2], made[0]), 0.2, "times"),
+                Bar(f"static files of this machine{state}", f"{times(made[3], made[0]):.2f} times", None),
+                Bar(f"the second client beside them{state}", f"{times(made[2], made[3]):.2f} times", None),
             ]
     return Result(f"`uv pip install` of {SMALL_PROJECTS} small wheels, 60 ms round trip, 6 MB/s", rows, bars)
 
