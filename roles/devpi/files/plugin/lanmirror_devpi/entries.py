@@ -5,9 +5,6 @@ devpi has an entry in its database for each link of each page. Ours are written 
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +14,6 @@ from devpi_server.readonly import ensure_deeply_readonly, get_mutable_deepcopy
 from lanmirror_devpi import links, mirror, page
 from lanmirror_devpi.replace import replace
 
-# Pages that are kept unpacked: devpi's deletions ask for all files of one. A large one takes tens of MiB.
-PAGES = 2
 # Parts of the path of a file with a hash, and of one without.
 KEYS = {("+f", 6): "STAGEFILE", ("+e", 5): "PYPIFILE_NOMD5"}
 
@@ -46,34 +41,6 @@ class Known:
         return self.file.told.get("core-metadata")
 
 
-class Pages:
-    """A few pages, with their files by path."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pages: OrderedDict[tuple[str, str, str], Mapping[str, page.File]] = OrderedDict()
-
-    def files(self, stage: Any, project: Any) -> Mapping[str, page.File]:
-        """Return the files of a project by their paths below the index."""
-        known = mirror.known_here(stage, project) if stage.is_project_cached(project) else None
-        if known is None:
-            return {}
-        key = stage.name, str(project), known.mark
-        with self._lock:
-            if key in self._pages:
-                self._pages.move_to_end(key)
-                return self._pages[key]
-        files = {file.path: file for file in known.page.files if file.url}
-        with self._lock:
-            self._pages[key] = files
-            if len(self._pages) > PAGES:
-                self._pages.popitem(last=False)
-        return files
-
-
-pages = Pages()
-
-
 def known(stage: Any, path: str) -> Known | None:
     """Return what the stored pages of a mirror tell of a file; its path is that of its URL, without the first slash."""
     below = path.removeprefix(f"{stage.name}/")
@@ -82,7 +49,8 @@ def known(stage: Any, path: str) -> Known | None:
     if path in asked:
         return asked[path]
     for project in links.projects_of(below.rpartition("/")[2]):
-        if file := pages.files(stage, project).get(below):
+        stored = mirror.known_here(stage, project)
+        if stored and (file := stored.page.by_path.get(below)):
             return asked.setdefault(path, Known(project, file))
     return None
 
@@ -91,7 +59,7 @@ def is_of_before(stage: Any, path: str) -> bool:
     """Return whether a file stands on a page that devpi stored before there was this plugin: its entry has its URL."""
     below = path.removeprefix(f"{stage.name}/")
     for project in links.projects_of(below.rpartition("/")[2]):
-        stored = mirror.known_page(stage, project) if stage.is_project_cached(project) else None
+        stored = mirror.known_page(stage, project)
         if stored and stored.mark == mirror.BEFORE and any(file.path == below for file in stored.page.files):
             return True
     return False

@@ -108,7 +108,8 @@ def store(  # noqa: PLR0917 - the last three are Job's
             with xom.keyfs.filestore_transaction():
                 entry.file_set_content_no_meta(file, hashes=found)
             return
-        with xom.keyfs.write_transaction():
+
+        def write() -> None:
             entry = filestore.MutableFileEntry(key)
             stage = xom.model.getstage(entry.user, entry.index)
             if stage is None:
@@ -116,6 +117,7 @@ def store(  # noqa: PLR0917 - the last three are Job's
             for name in ("url", "project", "version"):
                 if meta.get(name) is not None:
                     setattr(entry, name, meta[name])
+            file.seek(0)
             entry.file_set_content(
                 file,
                 last_modified=modified or None,
@@ -124,6 +126,8 @@ def store(  # noqa: PLR0917 - the last three are Job's
             )
             if entry.project:
                 stage.add_project_name(entry.project)
+
+        xom.lanmirror_together.run(write)
 
 
 def wanted_metadata(wheel: Wanted, meta: Mapping[str, Any], promised: Any) -> Wanted:

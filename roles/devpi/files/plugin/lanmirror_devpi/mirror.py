@@ -21,7 +21,7 @@ import re
 import threading
 import time
 from base64 import b64decode, b64encode
-from collections import Counter
+from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
@@ -53,6 +53,8 @@ ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+ht
 FIELD = "lanmirror"
 # How long ago the page of all files of a flat upstream may have been asked for, seconds, to give the page of a project.
 FLAT_SECONDS = 5.0
+# Pages that are kept unpacked: with so many files on them, at some 2 KB each, or of so many projects, however large.
+FILES, PAGES = 10_000, 2
 # Digits of a mark.
 MARK = 24
 # The mark of a page that devpi stored before there was this plugin.
@@ -80,7 +82,33 @@ class Known:
     @property
     def page(self) -> page.Page:
         """The page, unpacked."""
-        return page.load(self.packed)
+        return unpacked.page(self)
+
+
+class Unpacked:
+    """The pages that were asked for last, unpacked: an installation asks for the files of many projects in turn."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pages: OrderedDict[str, page.Page] = OrderedDict()
+
+    def page(self, known: Known) -> page.Page:
+        """Return the page of a stored one."""
+        if known.mark == BEFORE:
+            return page.load(known.packed)
+        with self._lock:
+            if found := self._pages.get(known.mark):
+                self._pages.move_to_end(known.mark)
+                return found
+        found = page.load(known.packed)
+        with self._lock:
+            self._pages[known.mark] = found
+            while len(self._pages) > PAGES and sum(len(each.files) for each in self._pages.values()) > FILES:
+                self._pages.popitem(last=False)
+        return found
+
+
+unpacked = Unpacked()
 
 
 @dataclass(frozen=True)
@@ -250,8 +278,8 @@ class Asker:
             flight.read.set()
             flight.ended.set()
 
-    def settle(self, question: Question, reply: Reply) -> None:
-        """Store what came of a request."""
+    def settle(self, question: Question, reply: Reply, *, within: bool = False) -> None:
+        """Store what came of a request, `within` the transaction of this thread or in one of its own."""
         times = self.times(question.index)
         known = reply.known
         if reply.why or self.xom.is_replica():
@@ -261,19 +289,24 @@ class Asker:
             if question.known is None:
                 self._forget(question)
                 times.confirm(question.project, MISSING)
-            return
-        if question.known is None or known.mark != question.known.mark:
-            user, index = question.index.split("/")
-            with self.xom.keyfs.write_transaction(allow_restart=True):
-                stage = self.xom.model.getstage(user, index)
-                # It may have been removed or changed meanwhile.
-                if stage is None or source_of(stage) != question.source:
-                    return
-                stage.key_projsimplelinks(question.project).set(stored(known))
-                stage.add_project_name(question.project)
-                self.xom.keyfs.tx.on_commit_success(lambda: times.confirm(question.project, known.mark))
-        else:
+        elif question.known is not None and known.mark == question.known.mark:
             times.confirm(question.project, known.mark)
+        elif within:
+            with self.xom.keyfs.write_transaction(allow_restart=True):
+                self._keep(question, known)
+        else:
+            self.xom.lanmirror_together.run(lambda: self._keep(question, known))
+
+    def _keep(self, question: Question, known: Known) -> None:
+        """Store a page, in a transaction that writes."""
+        stage = self.xom.model.getstage(*question.index.split("/"))
+        # It may have been removed or changed meanwhile.
+        if stage is None or source_of(stage) != question.source:
+            return
+        stage.key_projsimplelinks(question.project).set(stored(known))
+        stage.add_project_name(question.project)
+        times = self.times(question.index)
+        self.xom.keyfs.tx.on_commit_success(lambda: times.confirm(question.project, known.mark))
 
     def _forget(self, question: Question) -> None:
         """Delete a stored page that nothing is known by: it came from another `mirror_url`."""
@@ -573,7 +606,7 @@ def answered(asker: Asker, stage: Any, question: Question, *, patient: bool) -> 
         asker.was_silent(question.index)
         return None
     if writing:
-        asker.settle(question, flight.reply)
+        asker.settle(question, flight.reply, within=True)
     else:
         stage.keyfs.restart_read_transaction()
     return flight.reply
@@ -618,10 +651,9 @@ def file(stage: Any, path: str) -> dict[str, Any] | None:
     below = path.removeprefix(f"{stage.name}/")
     name = below.rpartition("/")[2]
     for project in links.projects_of(name):
-        known = known_here(stage, project) if stage.is_project_cached(project) else None
-        for found in known.page.files if known else ():
-            if found.path == below and found.url:
-                return links.entry_of(project, found)
+        known = known_here(stage, project)
+        if known and (found := known.page.by_path.get(below)):
+            return links.entry_of(project, found)
     return None
 
 

@@ -16,10 +16,11 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from itertools import cycle
 from typing import Any
 
 import httpcore
@@ -34,7 +35,9 @@ HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za
 DEFAULT_PORTS = {"http": 80, "https": 443}
 # Seconds without a byte after which an answer has broken off.
 SILENCE = 60.0
-CONNECTIONS = 64
+# Kept open in all, and in how many pools: httpcore looks at each connection of a pool for each of the others, at the
+# beginning and at the end of each request.
+CONNECTIONS, POOLS = 64, 4
 KEPT_OPEN = 30.0
 
 # Not all that is reserved: gateways hand out 198.18.0.0/15 for names that they proxy.
@@ -200,7 +203,7 @@ class Client(httpx.Client):
             verify=http._ssl_context,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=CONNECTIONS, keepalive_expiry=KEPT_OPEN
+                max_connections=None, max_keepalive_connections=CONNECTIONS // POOLS, keepalive_expiry=KEPT_OPEN
             ),
             timeout=httpx.Timeout(SILENCE, connect=stage.xom.config.request_timeout, pool=None),
             follow_redirects=True,
@@ -245,12 +248,12 @@ def own_url(stage: Any) -> str:
     return str(config.primary_url.url if stage.xom.is_replica() else stage.mirror_url.url)
 
 
-clients: dict[str, tuple[Any, Client]] = {}
+clients: dict[str, tuple[Any, Iterator[Client]]] = {}
 lock = threading.Lock()
 
 
 def client(stage: Any) -> Client:
-    """Return the client of an index: the same one until its `mirror_url` or `file_hosts` change.
+    """Return a client of an index: one of the same few until its `mirror_url` or `file_hosts` change.
 
     On a replica, its own server is the primary.
     """
@@ -260,8 +263,9 @@ def client(stage: Any) -> Client:
         kept = clients.get(stage.name)
         if kept is None or kept[0] != settings:
             # Who still reads by the old one holds it.
-            kept = clients[stage.name] = (settings, Client(stage, Declared.of(*settings)))
-        return kept[1]
+            declared = Declared.of(*settings)
+            kept = clients[stage.name] = (settings, cycle([Client(stage, declared) for _ in range(POOLS)]))
+        return next(kept[1])
 
 
 def install() -> None:

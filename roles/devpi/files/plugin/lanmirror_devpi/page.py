@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
@@ -69,7 +70,7 @@ class File:
     told: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Page:
     """The page of a project.
 
@@ -82,6 +83,11 @@ class Page:
     name: str
     files: tuple[File, ...]
     told: Mapping[str, Any]
+
+    @cached_property
+    def by_path(self) -> Mapping[str, File]:
+        """Its files by their paths below the index, but for those that are nowhere to be had."""
+        return {file.path: file for file in self.files if file.url}
 
 
 def normalized(name: str) -> str:

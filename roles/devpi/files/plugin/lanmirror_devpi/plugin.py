@@ -9,6 +9,7 @@ from devpi_server.config import hookimpl
 from pyramid.tweens import INGRESS
 
 from lanmirror_devpi import bases, entries, files, flat, mirror, outside, passwords, replica, uploaded, view
+from lanmirror_devpi.together import Together
 from lanmirror_devpi.told import Told
 
 
@@ -57,6 +58,7 @@ def devpiserver_add_parser_options(parser: Any) -> None:
 def devpiserver_cmdline_run(xom: Any) -> None:
     """Put our functions into devpi before it starts; return None, so that it goes on."""
     arguments = xom.config.args
+    xom.lanmirror_together = Together(xom)
     mirror.install(
         xom,
         max_stale=arguments.lanmirror_max_stale,
