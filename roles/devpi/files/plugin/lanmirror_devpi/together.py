@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from devpi_server.keyfs import KeyfsTimeoutError
-
 # So many at a time: the first of them waits for the last.
 MOST = 32
 
@@ -60,8 +58,8 @@ class Together:
             with self._xom.keyfs.write_transaction():
                 for part in parts:
                     part.write()
-        except Exception as why:  # whatever it is, it is the caller's
-            if len(parts) > 1 and not isinstance(why, KeyfsTimeoutError):
+        except Exception as why:  # whatever it is, it is the caller's; a timeout is that of the database, for all
+            if len(parts) > 1 and not isinstance(why, TimeoutError):
                 for part in parts:
                     self._store([part])
                 return
