@@ -206,6 +206,10 @@ def test_names_of_a_server_with_tls() -> None:
     assert inventory.tls_names(*read(groups), "mirror") == ["mirror.lab.lan", "pypi.lab.lan", "conda.lab.lan"]
     assert inventory.tls_names(*read({**groups, "conda_mirror": {}}), "mirror") == ["mirror.lab.lan", "pypi.lab.lan"]
     assert inventory.tls_names(*read(one(nginx_tls_names=["x"])), "mirror") == ["x"]
+    # As an INI inventory has them; what is no list is refused by the role.
+    for text, found in (("['pypi.lab.lan']", ["pypi.lab.lan"]), ("pypi.lab.lan", [])):
+        groups = {**one(lanmirror_server_url="https://mirror.lab.lan", devpi_server_names=text), "conda_mirror": {}}
+        assert inventory.tls_names(*read(groups), "mirror") == ["mirror.lab.lan", *found]
 
 
 def test_conda_index_that_is_there() -> None:
