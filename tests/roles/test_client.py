@@ -521,9 +521,11 @@ def test_what_counts_more_and_is_not_ours_is_named() -> None:
 def test_what_agrees_with_us_or_counts_less_is_not_named() -> None:
     agrees = other("pip", "alice", "/home/alice/.pip/pip.conf", 2, client.apply_pip(None, PIP))
     same = other("pip", "bob", "/home/bob/.pip/pip.conf", 2, f"[global]\nindex-url = {PIP['index-url']}\n")
+    hosts = f"[global]\ntrusted-host =\n    a.example\n    {PIP['trusted-host']}\n"
+    more = other("pip", "carol", "/home/carol/.pip/pip.conf", 2, hosts)
     less = other("pip", "", "/etc/xdg/pip/pip.conf", 0, "[global]\nindex-url = https://x.example\n")
     broken = other("conda", "bob", "/home/bob/.condarc", 50, "a: [\n")
-    assert notes([agrees, same, less, broken]) == []
+    assert notes([agrees, same, more, less, broken]) == []
     for option in ("extra-index-url = https://x.example", "no-index = true"):
         beside = other("pip", "", "/etc/pip.conf", 1, f"[global]\n{option}\n")
         assert notes([beside]) == [f"/etc/pip.conf: [global] {option.partition(' ')[0]}"]
