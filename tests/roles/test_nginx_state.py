@@ -238,6 +238,23 @@ def test_conflict_is_found_and_names_the_file_and_a_way_out(machine: Machine, mo
     assert machine.state(monkeypatch, ports=(8081,), names=("mirror.lab.lan",))["problems"] == []
 
 
+# What is wrong, in the words of what is there.
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("https on our port", "speaks https on port 80, where lanmirror's site is to speak http."),
+        ("explicit", "is the default server of port 80, "),
+        ("implied", "is, as the first one, the default server of port 80, which"),
+    ],
+)
+def test_conflict_says_what_it_is(machine: Machine, monkeypatch: Patch, kind: str, words: str) -> None:
+    machine.site(IN_THE_WAY[kind])
+    (said,) = machine.state(monkeypatch, ipv6=False)["problems"]
+    assert words in said
+    # Who is the first one has to say that it is the default; who says so has not.
+    assert ('listen 80 default_server"' in said) is (kind == "implied")
+
+
 BESIDE = {
     "named": "server { listen 80; listen [::]:80; server_name wiki.lab.lan; }",
     "another port": "server { listen 8080 default_server; }",
