@@ -97,7 +97,7 @@ pair: $(VENV)/.made docker
 ssh: $(VENV)/.made docker
 	@LANMIRROR_DISTRO=bookworm molecule test -s ssh
 
-# Two at a time, since much of either is waiting. Each half takes about as long as the other.
+# Two at a time, since neither half fills two cores by itself.
 SIDE_BY_SIDE := $(MAKE) --jobs=2 --output-sync=target --no-print-directory
 .PHONY: test
 test: ## Run everything: lint, pytest, Molecule

@@ -117,7 +117,6 @@ def store(  # noqa: PLR0917 - the last three are Job's
             for name in ("url", "project", "version"):
                 if meta.get(name) is not None:
                     setattr(entry, name, meta[name])
-            file.seek(0)
             entry.file_set_content(
                 file,
                 last_modified=modified or None,

@@ -91,6 +91,7 @@ class Unpacked:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pages: OrderedDict[str, page.Page] = OrderedDict()
+        self._size = 0
 
     def page(self, known: Known) -> page.Page:
         """Return the page of a stored one."""
@@ -102,10 +103,18 @@ class Unpacked:
                 return found
         found = page.load(known.packed)
         with self._lock:
-            self._pages[known.mark] = found
-            while len(self._pages) > PAGES and sum(len(each.files) for each in self._pages.values()) > FILES:
-                self._pages.popitem(last=False)
+            # Another thread may have been faster.
+            if known.mark not in self._pages:
+                self._pages[known.mark] = found
+                self._size += weight(found)
+            while len(self._pages) > PAGES and self._size > FILES:
+                self._size -= weight(self._pages.popitem(last=False)[1])
         return found
+
+
+def weight(found: page.Page) -> int:
+    """Return what a page counts for: its files, and itself."""
+    return len(found.files) + 1
 
 
 unpacked = Unpacked()

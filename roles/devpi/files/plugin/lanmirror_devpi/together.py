@@ -53,13 +53,15 @@ class Together:
             raise part.error
 
     def _store(self, parts: Sequence[Part]) -> None:
-        error = None
+        error, has_begun = None, False
         try:
             with self._xom.keyfs.write_transaction():
+                has_begun = True
                 for part in parts:
                     part.write()
-        except Exception as why:  # whatever it is, it is the caller's; a timeout is that of the database, for all
-            if len(parts) > 1 and not isinstance(why, TimeoutError):
+        except Exception as why:  # whatever it is, it is the caller's
+            # A database that is locked is so for all.
+            if has_begun and len(parts) > 1:
                 for part in parts:
                     self._store([part])
                 return
