@@ -89,6 +89,16 @@ def tasks(role: str, file: str) -> list[dict[str, Any]]:
     return flat(yaml.safe_load((ROOT / "roles" / role / "tasks" / file).read_text()))
 
 
+def written(role: str, task: dict[str, Any], key: str = "files", **variables: Any) -> list[Any]:
+    """Return what a task of module host_files writes, or with key `absent` takes out, with paths as they come out."""
+    known = {**task.get("vars", {}), **variables}
+    given = task.get("host_files", {}).get(key, [])
+    found = evaluate(role, given, **known) if isinstance(given, str) else given
+    if key == "absent":
+        return [str(evaluate(role, path, **known)) for path in found]
+    return [{**one, "path": str(evaluate(role, one["path"], **known))} for one in found]
+
+
 def _trusted(value: Any) -> Any:
     if isinstance(value, str):
         return trust_as_template(value)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from lanmirror_cache import cli, served
 
-from tests.roles.render import ROOT, evaluate, render, tasks
+from tests.roles.render import ROOT, evaluate, render, tasks, written
 
 HANDLERS = ROOT / "roles/conda_mirror/handlers/main.yml"
 
@@ -117,19 +117,16 @@ def test_program_is_installed_beside_the_engine() -> None:
 
 def test_each_handler_that_is_notified_is_there() -> None:
     handlers = {handler["listen"] for handler in yaml.safe_load(HANDLERS.read_text())}
-    told = {task.get("notify") for file in ("cache.yml", "watch.yml") for task in tasks("conda_mirror", file)} - {None}
+    steps = [task for file in ("cache.yml", "schedule.yml") for task in tasks("conda_mirror", file)]
+    told = {task["notify"] for task in steps if "notify" in task}
     (install,) = [task for task in tasks("conda_mirror", "install.yml") if "vars" in task]
     assert told == set(install["vars"]["python_venv_notify"]) == handlers
 
 
 def test_without_on_demand_all_of_it_goes() -> None:
-    made = [
-        task["ansible.builtin.template"]["dest"]
-        for task in tasks("conda_mirror", "cache.yml")
-        if "ansible.builtin.template" in task
-    ]
+    made = [one["path"] for task in tasks("conda_mirror", "cache.yml") for one in written("conda_mirror", task)]
     gone = set(evaluate("conda_mirror", "{{ __conda_mirror_of_check }}"))
-    assert {evaluate("conda_mirror", path) for path in made} < gone
+    assert set(made) < gone
     assert evaluate("conda_mirror", "{{ __conda_mirror_cache_state }}") in gone
     included = {
         file: [

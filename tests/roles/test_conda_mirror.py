@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -24,6 +24,7 @@ from roles.conda_mirror.filter_plugins import conda_mirror_checks as checks
 from roles.conda_mirror.library import conda_mirror_data as data
 from tests.roles.render import ROOT, defaults, evaluate, render, run_module, tasks
 from tests.roles.render import load as role_file
+from tests.roles.render import written as written_by
 
 ROLE = ROOT / "roles/conda_mirror"
 PAGE = ROOT / "docs/sync-engine.md"
@@ -194,16 +195,16 @@ def test_watchdog_is_started_anew_before_what_it_ran_from_goes() -> None:
     (engine,) = [task["vars"] for task in tasks("conda_mirror", "install.yml") if "vars" in task]
     assert handler in engine["python_venv_notify"]
     told = {
-        task["name"]
-        for file in ("schedule.yml", "watch.yml")
-        for task in tasks("conda_mirror", file)
-        if task.get("notify") == handler
+        PurePosixPath(one["path"]).name
+        for task in tasks("conda_mirror", "schedule.yml")
+        for one in written_by("conda_mirror", task)
+        if task["notify"] == handler
     }
-    assert told == {"Write the engine's configuration", "Write the unit of the Conda mirror's watchdog"}
+    assert {"conda_mirror.yml", "conda-watch.service"} <= told
     handlers = yaml.safe_load((ROLE / "handlers/main.yml").read_text())
     assert handler in {task["listen"] for task in handlers}
     watch = tasks("conda_mirror", "watch.yml")
-    assert [task.get("ansible.builtin.meta") for task in watch].index("flush_handlers") == 1
+    assert [task.get("ansible.builtin.meta") for task in watch].index("flush_handlers") == 0
 
 
 # ---- the preflight -------------------------------------------------------------------------------------------

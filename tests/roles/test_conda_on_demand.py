@@ -20,7 +20,7 @@ from lanmirror_sync.plan import matcher
 from roles.conda_mirror.filter_plugins import conda_mirror_on_demand as on_demand
 from roles.conda_mirror.library import conda_mirror_data as data
 from tests.roles.conda_site import FORGE, MAIN, NAME, CondaSite, Rule, authority, bases, conda_site, drops, ranged
-from tests.roles.render import defaults, evaluate, render, run_module, tasks
+from tests.roles.render import defaults, evaluate, render, run_module, tasks, written
 from tests.roles.site import Answer, Asked, Devpi, Handler, Said
 from tests.roles.test_nginx_site import needs_root, on_a_small_disk
 
@@ -899,9 +899,9 @@ def test_turned_off_it_leaves_nothing() -> None:
     """What on demand makes goes when Nginx does not use it any more, and with the role."""
     folders: dict[str, Any] = {"conda_mirror_cache_dir": "/srv/big"}
     made = {
-        str(evaluate("conda_mirror", options["path" if "path" in options else "dest"], **folders))
+        one["path"]
         for task in tasks("conda_mirror", "on_demand.yml")
-        if (options := task.get("ansible.builtin.file") or task.get("ansible.builtin.template"))
+        for one in written("conda_mirror", task, **folders)
     }
     unit = "/etc/systemd/system/run-lanmirror_conda.mount"
     # The log goes with what reads it, uncheck.yml.
@@ -920,8 +920,8 @@ def test_turned_off_it_leaves_nothing() -> None:
     (former_goes,) = [n for n, task in enumerate(steps) if "ansible.builtin.file" in task]
     # Before the site's files are written, which say where the cache is.
     (looked,) = [n for n, task in enumerate(steps) if "conda_mirror_data" in task]
-    (written,) = [n for n, task in enumerate(steps) if "ansible.builtin.include_role" in task]
-    assert looked < written < loaded[0] < taken < former_goes
+    (wrote,) = [n for n, task in enumerate(steps) if "ansible.builtin.include_role" in task]
+    assert looked < wrote < loaded[0] < taken < former_goes
     for wanted, current, former, goes in (
         (True, "/srv/big", "/var/cache/lanmirror-conda", [former_goes]),
         (True, "/srv/big", "/srv/big/lanmirror-conda", []),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import grp
 import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.roles.render import ROOT, evaluate, python_file, render
+from tests.roles.render import ROOT, evaluate, python_file, render, run_module, written
 from tests.roles.render import tasks as tasks_of
 
 module = python_file(ROOT / "roles/nginx/library/nginx_state.py")
@@ -198,15 +199,14 @@ def test_main_file_of_the_distribution_is_kept_before_ours_is_written() -> None:
     keep, write = [task for task in tasks_of("nginx", "main_file.yml") if "main file" in task["name"]][1:3]
     assert keep["ansible.builtin.copy"]["dest"] == "{{ __nginx_backup }}"
     assert keep["when"] == "__nginx_found.main == 'distribution'"
-    assert write["ansible.builtin.template"]["dest"] == "/etc/nginx/nginx.conf"
+    assert [one["path"] for one in written("nginx", write)] == ["/etc/nginx/nginx.conf"]
 
 
 def test_site_that_goes_takes_nginx_out_of_its_groups() -> None:
-    members = {"devpi": ["x", "999", "nginx,alice"], "lab": ["x", "998", "web,www-data"], "empty": ["x", "997", ""]}
+    members = {"devpi": ["nginx", "alice"], "lab": ["web", "www-data"], "empty": []}
     given = {
-        "ansible_facts": {"getent_group": members},
         "nginx_site_groups": ["devpi", "lab", "empty", "not-there"],
-        "__nginx_found": {"user": "web"},
+        "__nginx_found": {"user": "web", "members": members},
     }
     leaving = [(entry["group"], entry["user"]) for entry in evaluate("nginx", "{{ __nginx_members }}", **given)]
     assert leaving == [("devpi", "nginx"), ("lab", "web"), ("lab", "www-data")]
@@ -319,3 +319,9 @@ def test_dead_link(machine: Machine, monkeypatch: Patch) -> None:
 def test_settings_and_user_of_the_main_file(machine: Machine, monkeypatch: Patch) -> None:
     found = machine.state(monkeypatch)
     assert (found["user"], found["settings"]["worker_connections"]) == ("www-data", "768")
+
+
+def test_members_are_those_of_this_machine(tmp_path: Path) -> None:
+    group = next(one for one in grp.getgrall() if one.gr_name == "root")
+    found = run_module(ROOT / "roles/nginx/library/nginx_state.py", tmp_path, groups=["root", "there-is-none"])
+    assert found["members"] == {"root": group.gr_mem}

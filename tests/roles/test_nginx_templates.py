@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from lanmirror_sync import __version__
 
-from tests.roles.render import ROOT, defaults, evaluate, python_file, render, tasks
+from tests.roles.render import ROOT, defaults, evaluate, python_file, render, tasks, written
 
 variables = python_file(ROOT / "roles/nginx/filter_plugins/nginx_variables.py")
 
@@ -61,9 +61,7 @@ def test_site_with_names_leaves_the_default_server_to_others() -> None:
     ("tls", "wanted"), [("none", ("http", "")), ("own", ("https", "")), ("site_ca", ("https", "/lanmirror-ca.crt"))]
 )
 def test_part_of_the_portal_knows_scheme_and_root(tls: str, wanted: tuple[str, str]) -> None:
-    (given,) = [
-        task["vars"] for task in tasks("nginx", "site.yml") if task["name"] == "Write the site's part of the portal"
-    ]
+    (given,) = [task["vars"] for task in tasks("nginx", "site.yml") if "__nginx_site_fragment" in task.get("vars", {})]
     names = ("nginx_site_scheme", "nginx_site_root_url")
     assert tuple(evaluate("nginx", given[name], nginx_tls=tls) for name in names) == wanted
 
@@ -101,17 +99,14 @@ def test_title_of_the_portal_is_escaped() -> None:
 
 def test_each_file_of_nginx_passes_the_check_before_it_takes_its_place() -> None:
     ours = [
-        task["ansible.builtin.template"]
+        (one["path"], one.get("validate"))
         for file in ("configure.yml", "main_file.yml", "site.yml")
         for task in tasks("nginx", file)
-        if task.get("ansible.builtin.template", {})
-        .get("dest", "")
-        .startswith(("/etc/nginx", "{{ __nginx_sites_dir }}"))
+        for one in written("nginx", task, nginx_site_name="x", nginx_site_portal="00-head.html.j2")
+        if one["path"].startswith("/etc/nginx") and one.get("state") != "directory"
     ]
     # All others are written by module nginx_files, which checks them together.
-    assert [(one["dest"], one["validate"]) for one in ours] == [
-        ("/etc/nginx/nginx.conf", "{{ __nginx_check }} nginx.conf %s")
-    ]
+    assert ours == [("/etc/nginx/nginx.conf", "{{ __nginx_check }} nginx.conf %s")]
 
 
 # ---- the check of a configuration with one file replaced --------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.roles.render import FACTS, ROOT, evaluate, tasks
+from tests.roles.render import FACTS, ROOT, evaluate, tasks, written
 
 # What a run registers, on a machine from which all goes.
 KNOWN: dict[str, Any] = {
@@ -39,6 +39,10 @@ def paths(role: str, file: str, *, absent: bool) -> Iterator[str]:
     for task in tasks(role, file):
         if "delegate_to" in task:
             continue
+        if absent:
+            yield from written(role, task, "absent", **KNOWN)
+        else:
+            yield from (one["path"] for one in written(role, task, **KNOWN))
         words = [task.get(f"ansible.builtin.{module}") for module in ("file", "template", "copy", "assemble")]
         for options in filter(None, words):
             if (options.get("state") == "absent") is not absent:

@@ -123,8 +123,12 @@ def serves_on(host: Any) -> Iterator[None]:
     """
     sockets, logged = listening(host), answered(host)
     assert {"0.0.0.0:80", "0.0.0.0:8080", "0.0.0.0:9000"} <= set(sockets)
-    with sites_answer() as asked:
-        yield
+    try:
+        with sites_answer() as asked:
+            yield
+    finally:
+        # To tell a start from a stop that nobody asked for.
+        print(listening(host), run(host, "journalctl --no-pager --lines=20 --unit=nginx.service"), sep="\n")
     assert sockets.items() <= listening(host).items()
     sent = sum(logged.values()) + asked[ask_wiki.__name__] + asked[upload_to_wiki.__name__]
     # A line comes after its answer.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import grp
 import hashlib
 import re
 import shutil
@@ -45,6 +46,11 @@ options:
     default: true
   names:
     description: Names and addresses that are to be ours.
+    type: list
+    elements: str
+    default: []
+  groups:
+    description: Groups whose members are asked for.
     type: list
     elements: str
     default: []
@@ -102,6 +108,10 @@ user:
   returned: always
 settings:
   description: The arguments of directives outside of C(http), by name.
+  type: dict
+  returned: always
+members:
+  description: The members of each of I(groups) that there is.
   type: dict
   returned: always
 installed:
@@ -552,6 +562,7 @@ def main() -> None:
             "ipv6": {"type": "bool", "default": True},
             "default_server": {"type": "bool", "default": True},
             "names": {"type": "list", "elements": "str", "default": []},
+            "groups": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
@@ -564,7 +575,8 @@ def main() -> None:
         tuple(name.lower().strip("[]") for name in given["names"]),
     )
     nginx = shutil.which("nginx", path=SEARCH) or ""
-    module.exit_json(changed=False, **state(Path(given["main"]), wanted, module.run_command, nginx))
+    members = {group.gr_name: group.gr_mem for group in grp.getgrall() if group.gr_name in given["groups"]}
+    module.exit_json(changed=False, members=members, **state(Path(given["main"]), wanted, module.run_command, nginx))
 
 
 if __name__ == "__main__":
