@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 import requests
-import testinfra  # type: ignore[import-untyped]  # it ships no types
+import testinfra
 import yaml
 
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])

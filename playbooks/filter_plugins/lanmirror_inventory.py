@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
-from ansible import context  # type: ignore[import-untyped]  # it ships no types
+from ansible import context
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 

@@ -11,12 +11,12 @@ from types import ModuleType
 from typing import Any
 
 import yaml
-from ansible.parsing.dataloader import DataLoader  # type: ignore[import-untyped]  # it ships no types
-from ansible.plugins.loader import (  # type: ignore[import-untyped]  # it ships no types
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import (
     filter_loader,
     init_plugin_loader,
 )
-from ansible.template import Templar, trust_as_template  # type: ignore[import-untyped]  # it ships no types
+from ansible.template import Templar, trust_as_template
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROLES = sorted(path.parent.parent.name for path in ROOT.glob("roles/*/tasks/main.yml"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible import context  # type: ignore[import-untyped]  # it ships no types
+from ansible import context
 
 from playbooks.filter_plugins import lanmirror_inventory as inventory
 from tests.roles.render import ROOT, evaluate

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.roles.render import ROOT, evaluate, python_file, render, run_module, written
+from tests.roles.render import ROOT, evaluate, python_file, render, written
 from tests.roles.render import tasks as tasks_of
 
 module = python_file(ROOT / "roles/nginx/library/nginx_state.py")
@@ -321,7 +321,7 @@ def test_settings_and_user_of_the_main_file(machine: Machine, monkeypatch: Patch
     assert (found["user"], found["settings"]["worker_connections"]) == ("www-data", "768")
 
 
-def test_members_are_those_of_this_machine(tmp_path: Path) -> None:
-    group = next(one for one in grp.getgrall() if one.gr_name == "root")
-    found = run_module(ROOT / "roles/nginx/library/nginx_state.py", tmp_path, groups=["root", "there-is-none"])
-    assert found["members"] == {"root": group.gr_mem}
+def test_members_of_the_groups_that_there_are(monkeypatch: Patch) -> None:
+    known = [("devpi", "x", 999, ["www-data", "alice"]), ("empty", "x", 998, []), ("adm", "x", 4, ["bob"])]
+    monkeypatch.setattr(grp, "getgrall", lambda: [grp.struct_group(group) for group in known])
+    assert module.members(["devpi", "empty", "not-there"]) == {"devpi": ["www-data", "alice"], "empty": []}

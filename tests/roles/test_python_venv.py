@@ -20,9 +20,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import ansible.module_utils  # type: ignore[import-untyped]  # Ansible ships no types
+import ansible.module_utils
 import pytest
-from ansible.plugins.loader import init_plugin_loader  # type: ignore[import-untyped]  # likewise
+from ansible.plugins.loader import init_plugin_loader
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import zstandard
-from conda_package_streaming.create import conda_builder  # type: ignore[import-untyped]  # it ships no types
+from conda_package_streaming.create import conda_builder
 from rattler.index import index_fs
 
 from . import pages

@@ -9,7 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule  # type: ignore[import-untyped]  # Ansible ships no types
+from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 ---

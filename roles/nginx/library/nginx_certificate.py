@@ -8,7 +8,7 @@ import ssl
 import stat
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule  # type: ignore[import-untyped]  # Ansible ships no types
+from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 ---

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path, PurePosixPath
 
-from ansible.module_utils.basic import AnsibleModule  # type: ignore[import-untyped]  # Ansible ships no types
+from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 ---
@@ -552,6 +552,11 @@ def state(main: Path, wanted: Wanted, run: Run, nginx: str) -> dict[str, object]
     }
 
 
+def members(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the members of those of some groups that there are."""
+    return {group.gr_name: group.gr_mem for group in grp.getgrall() if group.gr_name in names}
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -575,8 +580,9 @@ def main() -> None:
         tuple(name.lower().strip("[]") for name in given["names"]),
     )
     nginx = shutil.which("nginx", path=SEARCH) or ""
-    members = {group.gr_name: group.gr_mem for group in grp.getgrall() if group.gr_name in given["groups"]}
-    module.exit_json(changed=False, members=members, **state(Path(given["main"]), wanted, module.run_command, nginx))
+    module.exit_json(
+        changed=False, members=members(given["groups"]), **state(Path(given["main"]), wanted, module.run_command, nginx)
+    )
 
 
 if __name__ == "__main__":

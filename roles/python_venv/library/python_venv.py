@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ansible.module_utils import lanmirror_tree as trees  # type: ignore[import-untyped]  # of this role
+from ansible.module_utils import lanmirror_tree as trees
 from ansible.module_utils import lanmirror_way_out as out
-from ansible.module_utils.basic import AnsibleModule  # type: ignore[import-untyped]
+from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 ---

@@ -9,8 +9,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from ansible.module_utils import lanmirror_tree as trees  # type: ignore[import-untyped]  # of this role
-from ansible.module_utils.basic import AnsibleModule  # type: ignore[import-untyped]
+from ansible.module_utils import lanmirror_tree as trees
+from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 ---

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ansible.module_utils import lanmirror_way_out as out  # type: ignore[import-untyped]  # of this role
-from ansible.module_utils.basic import AnsibleModule  # type: ignore[import-untyped]
+from ansible.module_utils import lanmirror_way_out as out
+from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 ---
