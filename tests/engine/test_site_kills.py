@@ -80,8 +80,9 @@ def test_while_a_sync_and_a_refresh_run_and_then_without_the_upstream(lab: Lab) 
         while refresh.is_running():
             seen += problems(lab, site, moving=True)
         assert refresh.wait().code == 0
-        # From here on, what the check asks for is new.
-        time.sleep(STALE_SECONDS)
+        # Nginx has the former file open for a second.
+        served = f"http://127.0.0.1:{site.port}/anaconda"
+        lab.until(lambda: "new0001-1.1-0.conda" in outside.named(served, f"{LINUX}/repodata.json"))
         may_go_on.set()
         while run.is_running():
             seen += problems(lab, site, moving=True)
