@@ -97,18 +97,14 @@ pair: $(VENV)/.made docker
 ssh: $(VENV)/.made docker
 	@LANMIRROR_DISTRO=bookworm molecule test -s ssh
 
-# Two at a time, since neither half fills two cores by itself.
-SIDE_BY_SIDE := $(MAKE) --jobs=2 --output-sync=target --no-print-directory
+# Two at a time, since none fills two cores by itself; the long ones first.
+SIDE_BY_SIDE := $(MAKE) --jobs=2 --keep-going --output-sync=target --no-print-directory
 .PHONY: test
 test: ## Run everything: lint, pytest, Molecule
-	@echo "lint runs while a Docker engine is made ready; pytest and scenarios pair and ssh run beside scenario default"
+	@echo "lint runs while a Docker engine is made ready; pytest and the scenarios of Molecule run two at a time"
 	echo "Each is printed when it has ended."
 	$(SIDE_BY_SIDE) docker lint
-	$(SIDE_BY_SIDE) default all-but-default
-
-.PHONY: all-but-default
-all-but-default: unit
-	@$(MAKE) --no-print-directory pair ssh
+	$(SIDE_BY_SIDE) default unit pair ssh
 
 .PHONY: docs
 docs: $(VENV)/.made ## Write the generated parts of the documentation again
