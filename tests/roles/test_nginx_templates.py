@@ -99,14 +99,16 @@ def test_title_of_the_portal_is_escaped() -> None:
 
 def test_each_file_of_nginx_passes_the_check_before_it_takes_its_place() -> None:
     ours = [
-        (one["path"], one.get("validate"))
+        (one["path"], task["host_files"].get("check"))
         for file in ("configure.yml", "main_file.yml", "site.yml")
         for task in tasks("nginx", file)
         for one in written("nginx", task, nginx_site_name="x", nginx_site_portal="00-head.html.j2")
         if one["path"].startswith("/etc/nginx") and one.get("state") != "directory"
     ]
-    # All others are written by module nginx_files, which checks them together.
-    assert ours == [("/etc/nginx/nginx.conf", "{{ __nginx_check }} nginx.conf %s")]
+    assert {"/etc/nginx/nginx.conf", "/etc/nginx/conf.d/lanmirror.conf", "/etc/nginx/lanmirror/x/http.conf"} < {
+        path for path, _ in ours
+    }
+    assert {check for _, check in ours} == {"{{ __nginx_check }}"}
 
 
 # ---- the check of a configuration with one file replaced --------------------------------------------------------

@@ -8,6 +8,7 @@ import os
 import pwd
 import shlex
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,12 @@ options:
     type: list
     elements: path
     default: []
+  check:
+    description:
+      - A program that tests all that changes together, where a file of the one version may refer to what only the other
+        has. It takes the path and the new file of each, C(/dev/null) for what goes.
+    type: path
+    default: ""
 notes:
   - Parents of a folder that are missing are root's, and open to all.
 author:
@@ -187,18 +194,29 @@ def wanted_of(files: list[dict[str, Any]]) -> list[Wanted]:
     ]
 
 
-def check(module: AnsibleModule, one: Wanted) -> None:
-    """Have a new file pass its own check."""
-    text = one.text()
-    if text is None or not one.validate:
-        return
+def check(module: AnsibleModule, changing: Sequence[Wanted], program: str) -> None:
+    """Have new files pass their own checks, and all that changes that of `program`."""
     with tempfile.TemporaryDirectory(dir=module.tmpdir) as scratch:
-        new = Path(scratch) / one.path.name
-        new.write_text(text)
-        command = [word.replace("%s", str(new)) for word in shlex.split(one.validate)]
-        code, said, wrong = module.run_command(command)
+        pairs: list[str] = []
+        for number, one in enumerate(changing):
+            text, new = one.text(), Path(scratch) / str(number)
+            if text is not None:
+                new.write_text(text)
+                pairs += [str(one.path), str(new)]
+                if one.validate:
+                    command = [word.replace("%s", str(new)) for word in shlex.split(one.validate)]
+                    _pass(module, command, str(one.path))
+            elif one.state == "absent":
+                pairs += [str(one.path), os.devnull]
+        if program and pairs:
+            _pass(module, [program, *pairs], ", ".join(pairs[::2]))
+
+
+def _pass(module: AnsibleModule, command: Sequence[str], names: str) -> None:
+    """Run the check of some files."""
+    code, said, wrong = module.run_command(command)
     if code != 0:
-        raise WrongError(f"{one.path} would be wrong: {(wrong or said).strip()}")
+        raise WrongError(f"{names} would be wrong: {(wrong or said).strip()}")
 
 
 def write(one: Wanted) -> None:
@@ -237,14 +255,15 @@ def _replace(one: Wanted, text: str, owner: int, group: int) -> None:
 
 
 def difference(one: Wanted) -> dict[str, str]:
-    """Return what a diff shows of something that changes."""
-    text, is_file = one.text(), one.path.is_file() and one.state == "file"
-    shown = {"before_header": str(one.path), "after_header": str(one.path)}
+    """Return what a diff shows of something that changes: the content or, where that is right or hidden, the rights."""
+    text = "" if one.state == "absent" else one.text()
     if text is not None and one.shown:
-        return {**shown, "before": one.path.read_text(errors="replace") if is_file else "", "after": text}
-    before = f"{one.seen()}\n" if one.path.exists() else ""
-    after = "" if one.state == "absent" else f"{one.rights()}\n"
-    return {**shown, "before": before, "after": after} if before != after else {}
+        before, after = one.path.read_text(errors="replace") if one.path.is_file() else "", text
+    else:
+        before = f"{one.seen()}\n" if one.path.exists() else ""
+        after = "" if one.state == "absent" else f"{one.rights()}\n"
+    shown = {"before_header": str(one.path), "after_header": str(one.path), "before": before, "after": after}
+    return shown if before != after else {}
 
 
 def main() -> None:
@@ -268,11 +287,14 @@ def main() -> None:
                 },
             },
             "absent": {"type": "list", "elements": "path", "default": []},
+            "check": {"type": "path", "default": ""},
         },
         supports_check_mode=True,
     )
     os.umask(UMASK)
-    files = wanted_of(module.params["files"]) + [Wanted(Path(path), "absent") for path in module.params["absent"]]
+    files = wanted_of(module.params["files"]) + [
+        Wanted(Path(path), "absent", shown=False) for path in module.params["absent"]
+    ]
     # Not the contents, some of which are secrets.
     invocation = {"module_args": {"files": [str(one.path) for one in files]}}
     try:
@@ -282,8 +304,7 @@ def main() -> None:
         made = [str(one.path) for one in changing if not one.is_there]
         diff = [shown for one in changing if (shown := difference(one))]
         if not module.check_mode:
-            for one in changing:
-                check(module, one)
+            check(module, changing, module.params["check"])
             for one in changing:
                 write(one)
     except (OSError, WrongError) as error:

@@ -1,4 +1,4 @@
-"""Role nginx, module nginx_files: several files change together, or none does. With Nginx's own check."""
+"""Module host_files with Nginx's own check: several files change together, or none does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.roles.render import ROOT, render, run_module
 
 # What the module writes belongs to root, as all of /etc/nginx does.
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to root")
-MODULE = ROOT / "roles/nginx/library/nginx_files.py"
+MODULE = ROOT / "roles/host_files/library/host_files.py"
 OLD = {"a.conf": 'map "" $old { default 1; }\n', "b.conf": "server { listen 1; return 200 $old; }\n"}
 NEW = {"a.conf": 'map "" $new { default 1; }\n', "b.conf": "server { listen 1; return 200 $new; }\n"}
 
@@ -38,8 +38,11 @@ def write(tmp_path: Path, folder: Path) -> Write:
     check.chmod(0o755)
 
     def write(files: dict[str, str], **more: Any) -> dict[str, Any]:
-        given = [{"path": f"conf.d/{name}", "content": text} for name, text in files.items()]
-        return run_module(MODULE, tmp_path, root=str(folder), files=given, check=str(check), **more)
+        given = [
+            {"path": f"{folder}/conf.d/{name}", "state": "file" if text else "absent", "content": text}
+            for name, text in files.items()
+        ]
+        return run_module(MODULE, tmp_path, files=given, check=str(check), **more)
 
     return write
 
@@ -65,7 +68,7 @@ def test_what_nginx_does_not_take_changes_nothing(folder: Path, write: Write, wr
     write(OLD)
     said = write(wrong)
     assert said["failed"]
-    assert f"Nginx does not take conf.d/{next(iter(wrong))}: " in said["msg"]
+    assert f"{folder}/conf.d/{next(iter(wrong))} would be wrong: " in said["msg"]
     assert "nginx: " in said["msg"]
     assert there(folder) == OLD
 
