@@ -102,6 +102,8 @@ DEFAULTS: dict[str, Any] = {
         "index_minutes": 30,
         # The folder of the web server's cache of what came on demand, whose disk is watched as well; "" for none.
         "cache_dir": "",
+        # The socket of what asks the upstreams for the web server; "" for none.
+        "upstreams_socket": "",
     },
     # What is told of the web server's cache on demand, for status.json: an absolute path, "" for none.
     "cache_report": "",
@@ -199,6 +201,7 @@ class Limits:
     sync_hours: float
     index_minutes: float
     cache_dir: Path | None
+    upstreams_socket: Path | None
 
 
 @dataclass(frozen=True)
@@ -373,9 +376,9 @@ def parse(data: object, environ: Mapping[str, str]) -> Config:
         retry_wait_seconds=_number("retry_wait_seconds", settings["retry_wait_seconds"], 0, 3600),
         timeout_seconds=_number("timeout_seconds", settings["timeout_seconds"], 0.1, 3600),
         ca_bundle=_ca_bundle(settings["ca_bundle"]),
-        metrics_file=_directory("metrics_file", settings["metrics_file"]) if settings["metrics_file"] else None,
+        metrics_file=_path("metrics_file", settings["metrics_file"]),
         health=_limits(settings["health"]),
-        cache_report=_directory("cache_report", settings["cache_report"]) if settings["cache_report"] else None,
+        cache_report=_path("cache_report", settings["cache_report"]),
         site=_site(settings["site"]),
     )
 
@@ -544,8 +547,13 @@ def _limits(health: dict[str, Any]) -> Limits:
     return Limits(
         sync_hours=_number("health.sync_hours", health["sync_hours"], 0, 24 * 365),
         index_minutes=_number("health.index_minutes", health["index_minutes"], 0, 24 * 60),
-        cache_dir=_directory("health.cache_dir", health["cache_dir"]) if health["cache_dir"] else None,
+        cache_dir=_path("health.cache_dir", health["cache_dir"]),
+        upstreams_socket=_path("health.upstreams_socket", health["upstreams_socket"]),
     )
+
+
+def _path(key: str, value: object) -> Path | None:
+    return _directory(key, value) if value else None
 
 
 def _directory(key: str, value: object) -> Path:

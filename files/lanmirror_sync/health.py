@@ -95,6 +95,7 @@ class Found:
         unknown: why it is not known.
         unwritable: why the working directory cannot be written to; "" where it can.
         disks: of the working directory, and of the web server's cache.
+        unasked: why the upstreams are not asked for the web server; "" where they are.
         sync: the process that has the lock of a sync or `verify`, and since when; None where none has it.
         refresh: likewise of a refresh of the indexes.
     """
@@ -105,6 +106,7 @@ class Found:
     unknown: str = ""
     unwritable: str = ""
     disks: Sequence[Disk] = ()
+    unasked: str = ""
     sync: tuple[int, float] | None = None
     refresh: tuple[int, float] | None = None
 
@@ -133,6 +135,11 @@ def judge(config: Config | None, wrong: str, found: Found) -> Health:
         if disk.full and disk.number not in told:
             told.add(disk.number)
             (problems if disk.stops else warnings)[f"disk of {disk.path}"] = str(disk)
+    if found.unasked:
+        warnings["on demand"] = (
+            f"nothing new comes on demand ({found.unasked}): systemctl status conda-outside; what is held or cached "
+            "installs"
+        )
     if found.unknown:
         problems["memory"] = (
             f"what is known of the mirror cannot be read ({found.unknown}): the next sync begins anew, or its log says "

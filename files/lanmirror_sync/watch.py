@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -125,6 +126,7 @@ def look(config: Config, changed: float) -> Found:
         unknown=unknown,
         unwritable=unwritable,
         disks=disks(config),
+        unasked=why_unasked(config),
         sync=before[0] or after[0],
         refresh=before[1] or after[1],
     )
@@ -140,6 +142,20 @@ def why_unwritable(store: Store) -> str:
             file.write(bytes(4096))
     except OSError as error:
         return error.strerror or str(error)
+    return ""
+
+
+def why_unasked(config: Config) -> str:
+    """Return why the upstreams are not asked for the web server; "" where they are, or nothing comes on demand."""
+    path = config.health.upstreams_socket
+    if not config.on_demand or not path:
+        return ""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(INTERVAL)
+        try:
+            connection.connect(str(path))
+        except OSError as error:
+            return f"{path}: {error.strerror or error}"
     return ""
 
 

@@ -171,6 +171,7 @@ def test_problem_names_the_thing_and_the_fix(looked: Found, words: list[str]) ->
         ),
         (found(told(cache={"written": NOW - HOUR, "problem": ""})), ["nobody checks what came on demand since"]),
         (found(told(cache={"written": NOW, "problem": "no log"})), ["is not checked: no log"]),
+        (found(unasked="/run/x: Connection refused"), ["nothing new comes on demand (/run/x: Connection refused)"]),
         (found(disks=[disk(9), disk(1, 2, stops=False, path=Path("/var/cache"))]), ["disk of /var/cache is nearly"]),
     ],
 )  # fmt: skip

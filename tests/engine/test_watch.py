@@ -199,6 +199,21 @@ def test_upstream_that_is_down_is_a_warning_with_its_reason(lab: Lab) -> None:
         assert "s3cret-word" not in json.dumps(watch.said) + watch.journal.read_text()
 
 
+def test_who_asks_the_upstreams_for_the_web_server_is_missed(lab: Lab) -> None:
+    lab.settings["on_demand"] = True
+    assert lab.sync().code == 0
+    path = lab.folder / "upstreams.sock"
+    lab.settings["health"] = {"upstreams_socket": str(path)}
+    with watching(lab) as watch:
+        watch.until("warnings", f"nothing new comes on demand ({path}: No such file or directory)")
+        with socket.socket(socket.AF_UNIX) as there:
+            there.bind(str(path))
+            there.listen(4000)
+            watch.until("warnings")
+        watch.until("warnings", f"nothing new comes on demand ({path}: Connection refused)")
+        assert watch.said["status"] == "ok"
+
+
 def test_sync_that_had_no_room_is_a_problem_until_one_has(lab: Lab) -> None:
     lab.settings["min_free_gib"] = 1 << 20
     assert lab.sync().code == 4
