@@ -18,7 +18,7 @@ from bench.common.command import ROOT
 from bench.common.report import MIB
 from bench.common.servers import STATIC_URL, behind, plain_nginx, site_files
 from bench.common.wire import FAR
-from tests.roles.conda_site import SITE
+from tests.roles.conda_site import SITE, outside
 from tests.roles.render import defaults, render
 from tests.roles.site import serving
 
@@ -170,6 +170,7 @@ def site(place: Place, channel: Channel, *, cache_gib: float = CACHE_GIB, memory
             subprocess.run(mount, check=True)
             stack.callback(subprocess.run, ["umount", str(place.cache)], check=True)
         (place.cache / "lanmirror-conda").mkdir()
+        stack.enter_context(outside(place.site, _variables(place, cache_gib)))
         stack.enter_context(serving(place.site, files, PORT))
         yield
 
@@ -197,6 +198,7 @@ def _variables(place: Place, cache_gib: float) -> dict[str, Any]:
         "__conda_mirror_spare_dir": str(place.site / "spare"),
         # The upstream is an address.
         "__conda_mirror_resolvers": [],
+        "__conda_mirror_outside_socket": str(place.site / "upstreams.sock"),
         # So that small sizes have several.
         **({"__conda_mirror_slice": str(MIB)} if place.quick else {}),
     }

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import http.client
 import re
+import shutil
 import socket
 import ssl
 import struct
 import subprocess
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -169,6 +172,9 @@ def conda_site(
         wrap: The beginning of the command line.
         variables: Of the roles.
     """
+    # The path of a socket has 107 characters at most.
+    socket_folder = Path(tempfile.mkdtemp(prefix="outside-"))
+    socket_folder.chmod(0o755)
     steps = free_ports(upstreams + 2)
     port, first = steps + 1, steps + 2
     servers = [Devpi(first + number, context) for number in range(upstreams)]
@@ -187,6 +193,7 @@ def conda_site(
         "__conda_mirror_spare_dir": str(folder / "spare"),
         "__conda_mirror_slice": "1m",
         "__conda_mirror_resolvers": [f"127.0.0.1:{knows.start()}"],
+        "__conda_mirror_outside_socket": str(socket_folder / "upstreams.sock"),
         **(variables_of(ports) if variables_of else {}),
         **variables,
     }
@@ -205,11 +212,27 @@ def conda_site(
     for server in servers:
         server.start()
     try:
-        with serving(folder, files, port, wrap=wrap):
+        with outside(socket_folder, given, wrap), serving(folder, files, port, wrap=wrap):
             yield CondaSite(folder, port, servers[0], servers, knows)
     finally:
         for server in servers:
             server.stop()
+        shutil.rmtree(socket_folder)
+
+
+@contextmanager
+def outside(folder: Path, given: dict[str, Any], wrap: tuple[str, ...] = ()) -> Iterator[None]:
+    """Run what keeps the connections to the upstreams."""
+    config, socket_ = folder / "outside.cfg", folder / "upstreams.sock"
+    config.write_text(render("conda_mirror", "outside.cfg.j2", **given))
+    with subprocess.Popen([*wrap, "/usr/sbin/haproxy", "-db", "-f", config]) as process:
+        try:
+            while not socket_.exists():
+                assert process.poll() is None, "HAProxy does not take its configuration"
+                time.sleep(0.01)
+            yield
+        finally:
+            process.kill()
 
 
 def authority(folder: Path, *names: str) -> tuple[Path, ssl.SSLContext]:

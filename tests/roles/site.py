@@ -74,6 +74,8 @@ class Devpi:
         context: Of https.
         says: The answer to a path, or what makes it of the request: it may also write it by itself, and return nothing.
         asked: What it was asked, in order.
+        connections: Those that are open.
+        opened: How many there were.
     """
 
     port: int
@@ -82,6 +84,7 @@ class Devpi:
     asked: list[Asked] = field(default_factory=list)
     server: ThreadingHTTPServer | None = None
     connections: set[socket.socket] = field(default_factory=set)
+    opened: int = 0
 
     def page(self, path: str, body: bytes = b"a page", *, cache: str = KEPT, **headers: str) -> None:
         """Have a page."""
@@ -106,6 +109,7 @@ class Devpi:
             def setup(self) -> None:
                 super().setup()
                 ours.connections.add(self.connection)
+                ours.opened += 1
 
             def finish(self) -> None:
                 ours.connections.discard(self.connection)

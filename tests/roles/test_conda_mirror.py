@@ -156,6 +156,7 @@ def test_names_are_those_of_entries_of_either_form() -> None:
 def test_watchdog_judges_by_the_schedule(tmp_path: Path, variables: dict[str, Any], wanted: tuple[Any, ...]) -> None:
     health = load(written(tmp_path, **variables), {}).health
     assert (health.sync_hours, health.index_minutes, health.cache_dir) == wanted
+    assert (health.upstreams_socket is None) == (health.cache_dir is None)
 
 
 def test_watchdog_is_kept_to_what_it_writes_and_the_engine_takes_its_command_line(tmp_path: Path) -> None:

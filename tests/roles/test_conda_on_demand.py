@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -469,11 +470,26 @@ def test_each_upstream_is_asked_and_verified_by_its_name(tmp_path: Path) -> None
         (asked,) = ours.upstreams[1].asked
         assert asked["Host"] == f"right.lab.lan:{ours.upstreams[1].port}"
         assert said == ["wrong.lab.lan", "right.lab.lan"]
-        assert "does not match" in ours.errors
     with conda_site(tmp_path, upstreams=2, **given) as ours:
         # An authority that nobody declared.
         assert get(ours, f"{MAIN}b-1.0-0.conda").status == 502
         assert ours.asked == []
+
+
+def test_connections_to_an_upstream_are_kept(tmp_path: Path) -> None:
+    """And opened anew where the upstream closed one meanwhile."""
+    with conda_site(
+        tmp_path, names={"far.lab.lan"}, variables_of=lambda ports: bases(f"http://far.lab.lan:{ports[0]}")
+    ) as ours:
+        far = ours.upstreams[0]
+        for number in range(30):
+            far.says[f"{MAIN}a-{number}-0.conda"] = ranged(b"%d" % number)
+        for number in range(30):
+            assert get(ours, f"{MAIN}a-{number}-0.conda").body == b"%d" % number
+            if number == 20:
+                for connection in [*far.connections]:
+                    connection.shutdown(socket.SHUT_RDWR)
+        assert far.opened <= 4
 
 
 def test_name_that_is_not_known_keeps_neither_nginx_nor_the_next_upstream(tmp_path: Path) -> None:
@@ -847,15 +863,14 @@ def test_excluded_is_what_the_engine_excludes() -> None:
         ([], []),
     ],
 )
-def test_name_servers_are_as_nginx_takes_them(tmp_path: Path, servers: list[str], wanted: list[str]) -> None:
+def test_name_servers_are_as_haproxy_takes_them(servers: list[str], wanted: list[str]) -> None:
     facts = {"dns": {"nameservers": servers}}
     assert on_demand.resolvers(facts) == wanted
     assert on_demand.resolvers({}) == []
     for more in ({}, {"default_ipv6": {"address": "2001:db8::1"}}):
-        text = render("conda_mirror", "http.conf.j2", ansible_facts={**facts, **more})
-        ending = "" if more else " ipv6=off"
-        assert (f"resolver {' '.join(wanted)}{ending};" in text) == bool(wanted)
-        assert ("resolver" in re.sub(r"#.*", "", text)) == bool(wanted)
+        text = render("conda_mirror", "outside.cfg.j2", ansible_facts={**facts, **more})
+        assert re.findall(r"nameserver \S+ (\S+)", text) == [f"{address}:53" for address in wanted]
+        assert ("resolve-prefer ipv4" in text) == (bool(wanted) and not more)
 
 
 def test_limits_of_the_cache_are_those_of_the_variables() -> None:
@@ -906,7 +921,8 @@ def test_turned_off_it_leaves_nothing() -> None:
     unit = "/etc/systemd/system/run-lanmirror_conda.mount"
     # The log goes with what reads it, uncheck.yml.
     made -= {evaluate("conda_mirror", "{{ __conda_mirror_served_log }}")}
-    assert made == {"/srv/big/lanmirror-conda", unit}
+    outside = {"/etc/systemd/system/conda-outside.service", "/etc/lanmirror/conda-outside.cfg"}
+    assert made == {"/srv/big/lanmirror-conda", unit, *outside}
     (removal,) = [task for task in tasks("conda_mirror", "take_out.yml") if "ansible.builtin.file" in task]
     gone = evaluate("conda_mirror", removal["loop"], __conda_mirror_data={"caches": ["/srv/big/lanmirror-conda"]})
     assert {*gone} == {*made, "/run/lanmirror_conda"}

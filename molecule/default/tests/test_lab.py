@@ -128,6 +128,10 @@ def test_what_came_on_demand_installs_with_the_upstream_cut_off(workstation: Any
 def test_what_came_on_demand_is_checked_and_told(server: Any) -> None:
     path = "/pkgs/main/linux-64/tool-2.0-0.conda"
     assert server.service("conda-cache").is_running
+    # That of its package serves nothing.
+    assert server.service("conda-outside").is_running
+    assert not server.service("haproxy").is_running
+    assert not server.service("haproxy").is_enabled
     assert re.search(r"^[1-9]\d* packages? right; .*; 0 wrong$", run(server, "lanmirror-conda-cache check"))
     damage = (
         f"file=$(grep -rlaF 'KEY: {path} ' .) && cp -p $file /root/kept && printf x >>/root/kept && mv /root/kept $file"
@@ -323,7 +327,7 @@ def test_unit_comes_back_after_a_kill(server: Any) -> None:
 def test_all_comes_back_after_a_reboot(server: Any, workstation: Any) -> None:
     docker("restart", "--time", "30", container("server"))
     wait("systemd", 60, lambda: server.run("systemctl is-system-running").stdout.strip() == "running")
-    for unit in ("devpi", "nginx", "cron", "conda-watch"):
+    for unit in ("devpi", "nginx", "cron", "conda-watch", "conda-cache", "conda-outside"):
         assert server.service(unit).is_running, unit
     wait("the site", 60, lambda: answers(DEVPI))
     pip_install(workstation, "/opt/rebooted", ["idna", "attrs"])

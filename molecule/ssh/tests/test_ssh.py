@@ -140,7 +140,7 @@ def serves_on(host: Any) -> Iterator[None]:
 
 FOLDERS = "/etc /usr/local /opt /srv /var"
 # Packages that stay, since others may use them by now; with their dependencies. A server in use has cron and logrotate
-# before: cron makes a group, which stays with it.
+# before: cron makes a group, which stays with it. It may have an HAProxy of its own, whose package makes a user.
 HELPERS = {"python3-venv", "cron", "logrotate", "openssl"}
 # Files that change without us, by the reason.
 OTHERS = {
@@ -253,8 +253,9 @@ def test_all_but_the_machine_that_is_off_is_set_up(hosts: dict[str, Any], become
     assert "These machines did not answer, and are as they were: laptop" in words, done.output
     assert f"{SITE}/ is the portal of server" in words, done.output
     assert "The Conda mirror does not have" in words, done.output
-    units = "devpi nginx cron devpi-watch conda-watch"
-    assert run(hosts["server"], f"systemctl is-active {units}") == "\n".join(["active"] * 5)
+    units = "devpi nginx cron devpi-watch conda-watch conda-outside haproxy"
+    assert run(hosts["server"], f"systemctl is-active {units}") == "\n".join(["active"] * 7)
+    assert run(hosts["server"], "curl --silent http://127.0.0.1:9002/") == "theirs"
 
 
 def test_workstation_installs_through_the_server(hosts: dict[str, Any]) -> None:
@@ -267,7 +268,7 @@ def test_workstation_installs_through_the_server(hosts: dict[str, Any]) -> None:
 def test_nginx_conf_and_sites_are_the_administrators(hosts: dict[str, Any], before: dict[str, Any]) -> None:
     after = snapshot(hosts["server"], "server")["files"]
     was = before["server"]["files"]
-    theirs = [path for path in was if path.startswith(("/etc/nginx/", "/etc/pip.conf", "/var/www/"))]
+    theirs = [path for path in was if path.startswith(("/etc/nginx/", "/etc/haproxy/", "/etc/pip.conf", "/var/www/"))]
     assert [path for path in theirs if after.get(path) != was[path]] == []
     assert '"GET /page HTTP/1.1" 200' in run(hosts["server"], "tail -n 1000 /var/log/nginx/wiki.log")
 

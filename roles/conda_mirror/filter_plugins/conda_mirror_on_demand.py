@@ -84,16 +84,45 @@ def _sources(upstream: Mapping[str, Any], key: str) -> tuple[list[str], list[str
     return list(dict.fromkeys([*packages, *indexes])), indexes or packages
 
 
-def _place(base: str, hosts: Sequence[str]) -> dict[str, str]:
-    """Return an upstream, with the regular expression of the URLs that it may redirect to."""
+def _place(base: str, hosts: Sequence[str]) -> dict[str, Any]:
+    """Return an upstream, with the regular expression of the URLs that it may redirect to, and where these begin."""
     url = urlsplit(base)
     # From https no way leads to http.
-    schemes = "https" if url.scheme == "https" else "https?"
+    schemes = ["https"] if url.scheme == "https" else ["http", "https"]
+    origin = f"{url.scheme}://{url.netloc}"
     return {
-        "url": base,
-        "origin": f"{url.scheme}://{url.netloc}",
-        "redirect": f"^{schemes}://{_either(hosts)}/[!$-~]*$",
+        "host": url.netloc,
+        "path": url.path,
+        "origin": origin,
+        "outside": _outside(origin),
+        "redirect": f"^{_either(schemes)}://{_either(hosts)}/[!$-~]*$",
+        "origins": [origin, *(f"{scheme}://{host}" for scheme in schemes for host in hosts)],
     }
+
+
+def _outside(origin: str) -> str:
+    """Return the name that HAProxy has for a server; it takes no slashes and no brackets."""
+    return re.sub(r"//|[\[\]]", "", origin.lower())
+
+
+def outsides(ways: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return each server that may be asked: `name`, `host` (without brackets), `port`, `is_named` and `tls`.
+
+    Args:
+        ways: see `ways`.
+    """
+    found = {}
+    for origin in (origin for way in ways for place in way["places"] for origin in place["origins"]):
+        url = urlsplit(origin)
+        try:
+            is_named = not ip_address(url.hostname or "")
+        except ValueError:
+            is_named = True
+        tls = url.scheme == "https"
+        port = url.port or (443 if tls else 80)
+        name = _outside(origin)
+        found[name] = {"name": name, "host": url.hostname, "port": port, "is_named": is_named, "tls": tls}
+    return [*found.values()]
 
 
 def ways(upstream: Mapping[str, Any], subdirs: Sequence[str], hosts: Sequence[str]) -> list[dict[str, Any]]:
@@ -213,6 +242,7 @@ class FilterModule:
         return {
             "conda_mirror_excluded": excluded,
             "conda_mirror_on_demand_problems": problems,
+            "conda_mirror_outsides": outsides,
             "conda_mirror_patterns": patterns,
             "conda_mirror_resolvers": resolvers,
             "conda_mirror_ways": ways,
