@@ -13,9 +13,15 @@ from bench.common.wire import FAR
 from bench.conda_cache.site import Place
 from bench.conda_cache.tables import all_tables
 
-DEBIAN = {"nginx": "nginx-light", "haproxy": "haproxy", "ip": "iproute2", "unshare": "util-linux", "curl": "curl"} | load.DEBIAN
+DEBIAN = {
+    "nginx": "nginx-light",
+    "haproxy": "haproxy",
+    "ip": "iproute2",
+    "unshare": "util-linux",
+    "curl": "curl",
+} | load.DEBIAN
 PACKAGE = "bench.conda_cache"
-VERSIONS = (("nginx", "-v"), ("wrk", "-v"), ("curl", "-V"))
+VERSIONS = (("nginx", "-v"), ("haproxy", "-v"), ("wrk", "-v"), ("curl", "-V"))
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:

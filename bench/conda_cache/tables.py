@@ -94,9 +94,13 @@ def kept(place: Place) -> list[Result]:
     small = channels.built(
         place.www, f"one-{SMALL}", lambda: [Spec("small", subdir=SUBDIR, files={"share/small": noise(SMALL, 1)})]
     )
-    rows = beside_static(place, small, 1 if place.quick else 3, load.CONNECTIONS)
-    kilobytes = next(iter(records(small).values()))["size"] / 1000
-    results = [Result(f"A kept package of {kilobytes:.0f} KB", rows, [at_least_static(rows)])]
+    seconds = 1 if place.quick else 3
+    title = f"A kept package of {next(iter(records(small).values()))['size'] / 1000:.0f} KB"
+    rows = beside_static(place, small, seconds, load.CONNECTIONS)
+    results = [Result(title, rows, [at_least_static(rows)])]
+    with load.lan_packets():
+        rows = beside_static(place, small, seconds, load.CONNECTIONS)
+    results.append(Result(f"{title}{load.OF_A_LAN}", rows, [at_least_static(rows)], [load.OF_PACKETS]))
     loads = beside_static(place, channels.large(place.www, 1, mib), 1 if place.quick else 8, LARGE_CONNECTIONS)
     bar = at_least_static(loads, lambda one: one.bytes_per_second)
     title = f"A kept package of {mib} MiB, {LARGE_CONNECTIONS} connections"

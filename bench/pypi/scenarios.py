@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,8 +36,6 @@ COLD_CLIENTS = 100
 FEW, SLOW_SECONDS = 30, 8
 # Of `near`, seconds, the shortest and the longest: see roles/devpi/templates/devpi-http.conf.j2.
 NEAR_SECONDS = (5, 10)
-# Bytes of a packet.
-LAN_MTU, LOOPBACK_MTU = 1500, 65536
 # So short that all is over before the first page runs out.
 EXPIRY_SECONDS = 2
 # devpi has no refresh left to do when it asked its upstream for nothing for so long, seconds.
@@ -228,16 +225,9 @@ def page_rates(bench: Bench, project: str, form: str, encoding: str) -> Result:
 
 def lan_page_rates(bench: Bench, project: str, form: str, encoding: str) -> Result:
     """Do the same in packets of a LAN."""
-    set_mtu = ["ip", "link", "set", "lo", "mtu"]
-    subprocess.run([*set_mtu, str(LAN_MTU)], check=True)
-    result = page_rates(bench, project, form, encoding)
-    subprocess.run([*set_mtu, str(LOOPBACK_MTU)], check=True)
-    note = (
-        f"All other tables are of packets of {LOOPBACK_MTU:,} bytes, the loopback device's own. Linux does not quite "
-        "fill the first of those where it sends a file from somewhere after its beginning, as all are sent that Nginx "
-        "keeps; it costs a quarter of the rate of a large page."
-    )
-    return replace(result, title=f"{result.title}, in packets of {LAN_MTU:,} bytes", notes=[*result.notes, note])
+    with load.lan_packets():
+        result = page_rates(bench, project, form, encoding)
+    return replace(result, title=f"{result.title}{load.OF_A_LAN}", notes=[*result.notes, load.OF_PACKETS])
 
 
 def file_rates(bench: Bench, project: str) -> Result:

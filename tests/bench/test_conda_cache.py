@@ -52,6 +52,7 @@ def test_all_of_it_runs_in_small_sizes(tmp_path: Path) -> None:
     titles = [section.partition("\n")[0] for section in sections]
     assert titles == [
         "A kept package of 21 KB",
+        "A kept package of 21 KB, in packets of 1,500 bytes",
         "A kept package of 2 MiB, 4 connections",
         "20 clients at once for a package of 3 MiB that nobody had, 60 ms round trip, 50 Mbit/s",
         "60 packages of 20 to 200 KB that nobody had, 60 ms round trip, one client with 16 connections",
