@@ -69,10 +69,12 @@ class Names:
 
     Attributes:
         known: The names.
+        records: How many addresses it gives for each, all the same.
         asked: What it was asked, in order.
     """
 
     known: set[str]
+    records: int = 1
     asked: list[str] = field(default_factory=list)
 
     def start(self) -> int:
@@ -94,9 +96,9 @@ class Names:
             self.asked.append(name)
             found = name in self.known and section[-4:-2] == b"\0\1"
             flags = 0x8180 if name in self.known else 0x8183
-            head = question[:2] + struct.pack(">5H", flags, 1, found, 0, 0)
+            head = question[:2] + struct.pack(">5H", flags, 1, self.records if found else 0, 0, 0)
             answer = b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 60, 4) + socket.inet_aton("127.0.0.1")
-            server.sendto(head + section + (answer if found else b""), client)
+            server.sendto(head + section + (self.records * answer if found else b""), client)
 
 
 @dataclass
@@ -158,6 +160,7 @@ def conda_site(
     variables_of: Callable[[list[int]], dict[str, Any]] | None = None,
     context: ssl.SSLContext | None = None,
     names: set[str] | None = None,
+    records: int = 1,
     wrap: tuple[str, ...] = (),
     **variables: Any,
 ) -> Iterator[CondaSite]:
@@ -169,6 +172,7 @@ def conda_site(
         variables_of: Variables of the roles that are made of their ports.
         context: Of https, for the upstreams.
         names: That the name server knows.
+        records: How many addresses it gives for each.
         wrap: The beginning of the command line.
         variables: Of the roles.
     """
@@ -178,7 +182,7 @@ def conda_site(
     steps = free_ports(upstreams + 2)
     port, first = steps + 1, steps + 2
     servers = [Devpi(first + number, context) for number in range(upstreams)]
-    knows = Names(names or set())
+    knows = Names(names or set(), records)
     ports = [server.port for server in servers]
     given: dict[str, Any] = {
         "nginx_port": port,

@@ -492,6 +492,14 @@ def test_connections_to_an_upstream_are_kept(tmp_path: Path) -> None:
         assert far.opened <= 4
 
 
+def test_name_of_many_addresses_is_known(tmp_path: Path) -> None:
+    """As that of a content delivery network, whose answer is longer than the 512 bytes of RFC 1035."""
+    given: dict[str, Any] = {"variables_of": lambda ports: bases(f"http://far.lab.lan:{ports[0]}")}
+    with conda_site(tmp_path, names={"far.lab.lan"}, records=60, **given) as ours:
+        ours.upstreams[0].says[f"{MAIN}a-1.0-0.conda"] = ranged(b"the package")
+        assert get(ours, f"{MAIN}a-1.0-0.conda").body == b"the package"
+
+
 def test_name_that_is_not_known_keeps_neither_nginx_nor_the_next_upstream(tmp_path: Path) -> None:
     def of(ports: list[int]) -> dict[str, Any]:
         return bases("http://no-such.lab.lan", f"http://127.0.0.1:{ports[0]}")
