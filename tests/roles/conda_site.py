@@ -70,11 +70,13 @@ class Names:
     Attributes:
         known: The names.
         records: How many addresses it gives for each, all the same.
+        address: The one that it gives now; None for a failure of the name server, "" for no answer.
         asked: What it was asked, in order.
     """
 
     known: set[str]
     records: int = 1
+    address: str | None = "127.0.0.1"
     asked: list[str] = field(default_factory=list)
 
     def start(self) -> int:
@@ -94,10 +96,12 @@ class Names:
                 at += size + 1
             name, section = ".".join(labels), question[12 : at + 5]
             self.asked.append(name)
-            found = name in self.known and section[-4:-2] == b"\0\1"
-            flags = 0x8180 if name in self.known else 0x8183
+            if self.address == "":
+                continue
+            found = self.address and name in self.known and section[-4:-2] == b"\0\1"
+            flags = 0x8182 if not self.address else 0x8180 if name in self.known else 0x8183
             head = question[:2] + struct.pack(">5H", flags, 1, self.records if found else 0, 0, 0)
-            answer = b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 60, 4) + socket.inet_aton("127.0.0.1")
+            answer = b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 60, 4) + socket.inet_aton(self.address or "0.0.0.0")
             server.sendto(head + section + (self.records * answer if found else b""), client)
 
 

@@ -500,6 +500,41 @@ def test_name_of_many_addresses_is_known(tmp_path: Path) -> None:
         assert get(ours, f"{MAIN}a-1.0-0.conda").body == b"the package"
 
 
+def test_upstream_that_moves_is_followed(tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "variables_of": lambda ports: bases(f"http://far.lab.lan:{ports[0]}"),
+        "__conda_mirror_address_seconds": 1,
+    }
+    with conda_site(tmp_path, names={"far.lab.lan"}, **given) as ours:
+        for number in range(2):
+            ours.upstreams[0].says[f"{MAIN}a-{number}-0.conda"] = ranged(b"the package")
+        assert get(ours, f"{MAIN}a-0-0.conda").status == 200
+        # Nobody is there.
+        ours.names.address = "127.0.0.2"
+        until(lambda: get(ours, f"{MAIN}b-{time.monotonic_ns()}-0.conda").status == 502)
+        ours.names.address = "127.0.0.1"
+        until(lambda: get(ours, f"{MAIN}a-1-0.conda").status == 200)
+
+
+@pytest.mark.parametrize("says", [None, ""])
+def test_known_address_goes_on_while_the_name_server_is_down(tmp_path: Path, says: str | None) -> None:
+    given: dict[str, Any] = {
+        "variables_of": lambda ports: bases(f"http://far.lab.lan:{ports[0]}"),
+        "__conda_mirror_address_seconds": 1,
+    }
+    with conda_site(tmp_path, names={"far.lab.lan"}, **given) as ours:
+        for number in range(2):
+            ours.upstreams[0].says[f"{MAIN}a-{number}-0.conda"] = ranged(b"the package")
+        assert get(ours, f"{MAIN}a-0-0.conda").status == 200
+        ours.names.address = says
+        # A round of questions has failed, and another.
+        many = len(ours.names.asked) + 6
+        until(lambda: len(ours.names.asked) > many)
+        ours.upstreams[0].stop()
+        ours.upstreams[0].start()
+        assert get(ours, f"{MAIN}a-1-0.conda").status == 200
+
+
 def test_name_that_is_not_known_keeps_neither_nginx_nor_the_next_upstream(tmp_path: Path) -> None:
     def of(ports: list[int]) -> dict[str, Any]:
         return bases("http://no-such.lab.lan", f"http://127.0.0.1:{ports[0]}")
