@@ -64,7 +64,10 @@ DEFAULTS: dict[str, Any] = {
         # Folders below `upstream.repo` with an installer page, and what a file's name must end in.
         "dists": ["miniconda", "archive"],
         "suffixes": ["Linux-x86_64.sh", "Windows-x86_64.exe"],
-        # Installers from elsewhere: a folder of their own to a list of URLs, each with its hash where that is known:
+        # Whether these are held: "all", or "none", with on_demand, and then each comes on demand.
+        "hold": "all",
+        # Installers from elsewhere, always held: a folder of their own to a list of URLs, each with its hash where that
+        # is known:
         # miniforge: ["https://github.com/…/Miniforge3-Linux-x86_64.sh#sha256=…"]
         "urls": {},
     },
@@ -220,6 +223,7 @@ class Config:
     cloud: tuple[Entry, ...]
     dists: tuple[str, ...]
     suffixes: tuple[str, ...]
+    installers_hold: str
     installer_urls: Mapping[str, tuple[str, ...]]
     exclude: tuple[str, ...]
     accept_missing: tuple[str, ...]
@@ -255,6 +259,11 @@ class Config:
     def kept(self, path: PurePosixPath) -> str:
         """Return the URL of a package in the web server's cache, by its path in the mirror; "" for none."""
         return f"{self.cache}/{path}" if self.cache and PLAIN_PATH.fullmatch(str(path)) else ""
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The folders whose installers come on demand, and are only listed here."""
+        return self.dists if self.installers_hold == NONE and self.suffixes else ()
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -363,6 +372,7 @@ def parse(data: object, environ: Mapping[str, str]) -> Config:
         cloud=cloud,
         dists=_names("installers.dists", installers["dists"]),
         suffixes=_strings("installers.suffixes", installers["suffixes"]),
+        installers_hold=_installers_hold(installers["hold"], on_demand=on_demand),
         installer_urls=_installer_urls(installers["urls"], installers["dists"]),
         exclude=_strings("exclude", settings["exclude"]),
         accept_missing=_strings("accept_missing", settings["accept_missing"]),
@@ -433,13 +443,24 @@ def _entries(key: str, value: object, example: str, *, on_demand: bool) -> tuple
         if entry.hold not in (ALL, NONE):
             raise _wrong(f"{key}: hold of {entry.name}", entry.hold, f"{ALL}, {NONE}")
         if entry.hold == NONE and not on_demand:
-            raise ConfigError(
-                f"{key} has hold: {NONE} for {entry.name} while on_demand is false, so nobody could have its packages; "
-                f"set on_demand: true, or hold: {ALL}"
-            )
+            raise _nobodys(f"{key} has hold: {NONE} for {entry.name}", "its packages")
         if found.setdefault(entry.name, entry) != entry:
             raise ConfigError(f"{key} has {entry.name} twice, with hold: {ALL} and with hold: {NONE}; keep one of them")
     return tuple(found.values())
+
+
+def _installers_hold(value: object, *, on_demand: bool) -> str:
+    if value not in (ALL, NONE):
+        raise _wrong("installers.hold", value, f"{ALL}, {NONE}")
+    if value == NONE and not on_demand:
+        raise _nobodys(f"installers has hold: {NONE}", "an installer")
+    return str(value)
+
+
+def _nobodys(what: str, whose: str) -> ConfigError:
+    return ConfigError(
+        f"{what} while on_demand is false, so nobody could have {whose}; set on_demand: true, or hold: {ALL}"
+    )
 
 
 def _known_arch(key: str, arch: str) -> None:

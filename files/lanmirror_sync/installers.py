@@ -1,53 +1,38 @@
-"""Installers: what a page of the upstream lists, what is named by its URL, and what of it is to be fetched.
+"""Installers: what a page of the upstream lists (`listing`), what is named by its URL, and what of it is to be fetched.
 
-Two kinds of pages are understood: the official one, a table with name, size, date and hash, and the directory
-listings of public mirrors (Nginx's autoindex and fancyindex, Apache's), which have no hash. The hash of each file that
-was fetched is remembered in a file of its own, since nothing else tells what an installer of such a listing should be.
+The hash of each file that was fetched is remembered in a file of its own, since nothing else tells what an installer of
+a listing without hashes should be. Of folders that come on demand nothing is fetched.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import PurePosixPath
-from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+from urllib.parse import unquote, urldefrag, urlsplit
 
-from lanmirror_sync.answers import Answer, FetchError, MissingError
+from lanmirror_sync import listing
+from lanmirror_sync.answers import Answer, FetchError, MissingError, Validators
 from lanmirror_sync.config import Config
 from lanmirror_sync.fetch import Fetcher
+from lanmirror_sync.listing import LATEST, Installer, Listing
 from lanmirror_sync.mirror import Mirror
-from lanmirror_sync.repodata import MD5, SHA256, RepodataError
+from lanmirror_sync.repodata import RepodataError
 from lanmirror_sync.report import Report, in_words
 from lanmirror_sync.sinks import Download, Expected, Landed
 from lanmirror_sync.store import Store, digest
-from lanmirror_sync.upstream import unpack
+from lanmirror_sync.upstream import TRUST_SECONDS, unpack
 
 LARGEST_PAGE = 1 << 24
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
+# What is noted of a page has its folder behind this as its key.
+PAGE = "page/"
 LENGTHS = {64: "sha256", 32: "md5"}
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Installer:
-    """One file of an installer page.
-
-    Attributes:
-        file_name: as the page links it.
-        algorithm: `sha256` or `md5`.
-        digest: in lower-case hexadecimal; "" where the page has none.
-    """
-
-    file_name: str
-    algorithm: str
-    digest: str
 
 
 @dataclass
@@ -118,78 +103,6 @@ def forget(mirror: Mirror, folder: str) -> None:
         ledger.save()
 
 
-class _Page(HTMLParser):
-    """Collects links to files of the page's own folder, and the hash that stands in the same table row."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__()
-        self._url = url
-        self.found: dict[str, tuple[str, str]] = {}
-        self._in_row = False
-        self._names: list[str] = []
-        self._hashes: dict[str, set[str]] = {}
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "tr":
-            self._end_row()
-            self._in_row = True
-        elif tag == "a" and (name := self._name(dict(attrs).get("href") or "")):
-            self.found.setdefault(name, ("sha256", ""))
-            if name not in self._names:
-                self._names.append(name)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("tr", "table"):
-            self._end_row()
-
-    def handle_data(self, data: str) -> None:
-        word = data.strip().lower()
-        for algorithm, pattern in (("sha256", SHA256), ("md5", MD5)):
-            if self._in_row and pattern.fullmatch(word):
-                self._hashes.setdefault(algorithm, set()).add(word)
-
-    def close(self) -> None:
-        super().close()
-        self._end_row()
-
-    def _end_row(self) -> None:
-        """Take the hash of a row for the one file that it is about."""
-        if self._in_row and len(self._names) == 1:
-            for algorithm in ("sha256", "md5"):
-                hashes = self._hashes.get(algorithm, set())
-                if len(hashes) == 1:
-                    self.found[self._names[0]] = (algorithm, next(iter(hashes)))
-                    break
-        self._in_row, self._names, self._hashes = False, [], {}
-
-    def _name(self, href: str) -> str:
-        """Return the name of the file that a link leads to; "" where it is none of the page's own folder."""
-        try:
-            page, link = urlsplit(self._url), urlsplit(urljoin(self._url, href.strip()))
-            same_host = link.scheme in ("http", "https") and link.hostname == page.hostname and link.port == page.port
-        except ValueError:
-            return ""
-        folder, _, name = link.path.rpartition("/")
-        name = unquote(name)
-        beside = unquote(folder) == unquote(page.path.rpartition("/")[0])
-        return name if same_host and beside and FILE_NAME.fullmatch(name) else ""
-
-
-def parse(page: bytes, suffixes: Sequence[str], url: str = "http://localhost/") -> tuple[Installer, ...]:
-    """Return the files of a page whose names end in one of `suffixes`, in its order.
-
-    A link that leads into another folder or to another host is none of its files.
-    """
-    parser = _Page(url)
-    parser.feed(page.decode("utf-8", errors="replace"))
-    parser.close()
-    return tuple(
-        Installer(name, algorithm, digest)
-        for name, (algorithm, digest) in parser.found.items()
-        if name.endswith(tuple(suffixes))
-    )
-
-
 @dataclass(frozen=True)
 class _Asked:
     """An installer whose upstream was asked about it."""
@@ -201,18 +114,35 @@ class _Asked:
 
 
 class Installers:
-    """The installers that the configuration asks for, of some of its folders."""
+    """The installers that the configuration asks for, of some of its folders.
 
-    def __init__(self, mirror: Mirror, fetcher: Fetcher, report: Report, wanted: Sequence[str]) -> None:
+    Args:
+        indexes: whether only pages are read, beside a sync; files that are held are the sync's.
+
+    Attributes:
+        listings: what the pages listed that came so far, by folder.
+        outdated: files that are held though they come on demand, and that the upstream has others in place of.
+    """
+
+    def __init__(
+        self, mirror: Mirror, fetcher: Fetcher, report: Report, wanted: Sequence[str], *, indexes: bool = False
+    ) -> None:
         self._mirror = mirror
         self._fetcher = fetcher
         self._report = report
         self._wanted = wanted
+        self._indexes = indexes
         self._ledger = Ledger(mirror.store)
         self._validators: dict[str, tuple[str, str]] = {}
+        self.listings: dict[str, Listing] = {}
+        self.outdated: list[PurePosixPath] = []
+        self._news: dict[str, dict[str, object]] = {}
+        self._began = time.time()
         config = mirror.config
         self._pages = {
-            dist: fetcher.request([f"{base}/{dist}/" for base in config.repo_indexes], limit=LARGEST_PAGE)
+            dist: fetcher.request(
+                [f"{base}/{dist}/" for base in config.repo_indexes], known=self._known(dist), limit=LARGEST_PAGE
+            )
             for dist in (config.dists if config.suffixes else ())
             if dist in wanted
         }
@@ -249,6 +179,9 @@ class Installers:
                 self._report.fail(dist, f"{dist}: {in_words(error)}")
         for asked in [asked for asked in self._asked if asked.answer.done()]:
             self._asked.remove(asked)
+            if asked.folder in self._mirror.config.listed:
+                self._compare(asked)
+                continue
             try:
                 download = self._download(asked)
             except MissingError:
@@ -269,13 +202,38 @@ class Installers:
         self._ledger.entries[path] = Entry(landed.size, landed.digest, {url: word} if url else {})
         self._ledger.save()
 
+    def publish(self) -> None:
+        """Publish the listings that came since the last time; delete what is held in place of other bytes."""
+        mirror = self._mirror
+        for dist, news in self._news.items():
+            listing.write(mirror.store, dist, self.listings[dist])
+            mirror.memory.note(f"{PAGE}{dist}", news)
+        for path in self.outdated:
+            mirror.store.remove(path)
+            mirror.memory.forget(str(path.parent), [path.name])
+            self._ledger.entries.pop(str(path), None)
+            log.info("%s: deleted, since the upstream has another by now, which comes on demand", path)
+        if self.outdated:
+            self._ledger.save()
+            self._report.deleted += len(self.outdated)
+        if self._news or self.outdated:
+            self.show()
+        self._news.clear()
+        self.outdated.clear()
+
+    def show(self) -> None:
+        """Publish the pages of what comes on demand, with what is held now."""
+        for dist in self._mirror.config.listed:
+            if dist in self._wanted:
+                listing.show(self._mirror, dist)
+
     def unwanted(self) -> Iterator[tuple[PurePosixPath, list[str]]]:
         """Yield, by folder, the installers that are held and that the configuration does not ask for any more."""
         config = self._mirror.config
         for folder in self._wanted:
             named = {_named(url)[0].file_name for url in config.installer_urls.get(folder, ())}
-            suffixes = config.suffixes if folder in config.dists else ()
-            there = {name for name, _, _ in self._mirror.store.files(PurePosixPath(folder))}
+            suffixes = config.suffixes if folder in config.dists and folder not in config.listed else ()
+            there = {name for name, _, _ in listing.held(self._mirror, folder)}
             ours = self._ledger.of(folder)
             for name in ours.keys() - there:
                 del self._ledger.entries[f"{folder}/{name}"]
@@ -284,18 +242,53 @@ class Installers:
         if self._ledger.entries != Ledger(self._mirror.store).entries:
             self._ledger.save()
 
+    def _known(self, dist: str) -> Validators:
+        """Return the validators of the page that our listing is of; none where it may be asked for as a whole."""
+        noted, config = self._mirror.memory.fact(f"{PAGE}{dist}"), self._mirror.config
+        usable = (
+            config.on_demand
+            and noted.get("suffixes") == list(config.suffixes)
+            and 0 <= self._began - noted.get("whole", 0.0) < TRUST_SECONDS
+            and listing.read(self._mirror.store.public, dist)
+        )
+        return Validators(noted["url"], noted["etag"], noted["last_modified"]) if usable else Validators()
+
     def _read(self, dist: str, answer: Answer) -> None:
-        """Read a page, and ask about what of it is not known to be held."""
-        config, store = self._mirror.config, self._mirror.store
-        url = answer.found_at or answer.validators.url
-        listed = parse(unpack(answer.data or b"", ""), config.suffixes, url)
-        if not listed:
+        """Read a page, and ask about what of it is not known to be held, or known to be outdated."""
+        config = self._mirror.config
+        known = self._mirror.memory.fact(f"{PAGE}{dist}")
+        if answer.data is None:
+            before = listing.read(self._mirror.store.public, dist)
+            files = before.files if before else []
+        else:
+            url = answer.found_at or answer.validators.url
+            files = list(listing.parse(unpack(answer.data, ""), config.suffixes, url))
+            told = answer.validators
+            known = {"url": told.url, "etag": told.etag, "last_modified": told.last_modified, "whole": self._began,
+                     "suffixes": list(config.suffixes)}  # fmt: skip
+        if not files:
             suffixes = list(config.suffixes)
             self._report.fail(dist, f"{dist}: its page lists no file that ends in one of {suffixes}")
-        there = {name: (size, mtime) for name, size, mtime in store.files(PurePosixPath(dist))}
-        for item in listed:
-            if not (item.digest and item.file_name in there and self._is_right(dist, item.file_name, item.digest)):
+            return
+        self.listings[dist] = Listing(self._began, files)
+        if config.on_demand:
+            self._news[dist] = known
+        there = {name for name, _, _ in listing.held(self._mirror, dist)}
+        for item in files:
+            is_there = item.file_name in there
+            if dist in config.listed and (self._indexes or not is_there):
+                continue
+            if not (item.digest and is_there and self._is_right(dist, item.file_name, item.digest)):
                 self._ask(dist, item, urls_of(config, dist, item.file_name))
+
+    def _compare(self, asked: _Asked) -> None:
+        """Note a file that is held, and comes on demand, where the upstream has other bytes."""
+        path = PurePosixPath(asked.folder, asked.item.file_name)
+        try:
+            if self._download(asked):
+                self.outdated.append(path)
+        except (FetchError, OSError) as error:
+            log.info("%s: cannot be compared with the upstream's: %s", path, error)
 
     def _ask(self, folder: str, item: Installer, urls: tuple[str, ...]) -> None:
         self._asked.append(_Asked(folder, item, urls, self._fetcher.request(urls, method="HEAD")))
@@ -311,6 +304,8 @@ class Installers:
         return Download(
             folder, item.file_name, asked.urls, Expected(answer.size, item.algorithm, item.digest),
             self._mirror.store.partial_path(path, item.digest or f"{url} {word}"), self._mirror.store.path(path),
+            # What the cache has is only known to be this where the page tells its hash.
+            kept=self._mirror.config.kept(path) if _is_kept(self._mirror.config, folder, item) else "",
         )  # fmt: skip
 
     def _is_held(self, path: PurePosixPath, item: Installer, size: int | None, url: str, word: str) -> bool:
@@ -356,6 +351,11 @@ class Installers:
         path = f"{folder}/{name}"
         self._ledger.entries.setdefault(path, Entry(status.st_size, wanted))
         return True
+
+
+def _is_kept(config: Config, folder: str, item: Installer) -> bool:
+    """Tell whether an installer may be taken from the web server's cache, which gives none that changes."""
+    return bool(item.digest) and folder in config.dists and LATEST not in item.file_name
 
 
 def _named(url: str) -> tuple[Installer, tuple[str, ...]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from lanmirror_sync import listing
 from lanmirror_sync.answers import UnreachableError
 from lanmirror_sync.config import ALL, NONE, Options
 from lanmirror_sync.fetch import Fetcher
@@ -62,6 +63,7 @@ class Preview:
         downloads = list(self._installers.all())
         for finding in sorted(findings, key=lambda finding: finding.subdir.path):
             yield self._line(finding)
+        yield from self._on_demand()
         size = sum(download.expected.size or 0 for download in downloads)
         yield f"installers: {len(downloads)} to fetch, {amount(size)}"
         yield from self._retired()
@@ -80,6 +82,14 @@ class Preview:
             return f"{finding.subdir.path}: 0 to fetch, {plan.files} on demand; {here} held{rest}"
         fetch = f"{plan.files} to fetch, {amount(plan.download_bytes)}"
         return f"{finding.subdir.path}: {fetch}; {plan.held} held{unverified}{unwanted}{orphans}"
+
+    def _on_demand(self) -> Iterator[str]:
+        """Yield a line for each folder of installers that come on demand."""
+        for dist, found in self._installers.listings.items():
+            if dist in self._mirror.config.listed:
+                named, here = found.named(), [name for name, _, _ in listing.held(self._mirror, dist)]
+                rest = ", of which none is to be; --delete takes them" if here else ""
+                yield f"{dist}: 0 to fetch, {len(named.keys() - {*here})} on demand; {len(here)} held{rest}"
 
     def _going(self, path: str) -> str:
         orphans = len(self._mirror.memory.orphans(path))

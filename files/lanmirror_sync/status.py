@@ -12,12 +12,11 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
-from lanmirror_sync import __version__, exits, kept
+from lanmirror_sync import __version__, exits, kept, listing
 from lanmirror_sync.answers import UnreachableError
-from lanmirror_sync.config import Config
+from lanmirror_sync.config import ALL, NONE, Config
 from lanmirror_sync.memory import Memory
 from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.report import Report, discreet, in_words
@@ -120,9 +119,10 @@ def _write(mirror: Mirror, kind: str, report: Report, run: dict[str, Any], count
         whole |= {"result": INCOMPLETE, "error": f"{what} left failures"}
         memory.note(RUN, whole)
     memory.note(kind, run)
-    if kind != INDEXES:
-        told = {folder: report.failures[folder] for folder in config.folders if folder in report.failures}
-        memory.note(INSTALLERS, told)
+    # A refresh looks at the pages of what comes on demand alone, and has nothing to say of them at its beginning.
+    looked = config.folders if kind != INDEXES else config.listed if run["result"] != RUNNING else ()
+    told = {folder: found for folder, found in memory.fact(INSTALLERS).items() if folder not in looked}
+    memory.note(INSTALLERS, told | {path: report.failures[path] for path in looked if path in report.failures})
     memory.commit(store.flush_all)
     _publish(mirror, durable=True)
 
@@ -178,8 +178,15 @@ def gather(mirror: Mirror) -> dict[str, Any]:
         }
     installers = {}
     for folder in config.folders:
-        sizes = [size for _, size, _ in store.files(PurePosixPath(folder))]
-        installers[folder] = {"held": len(sizes), "bytes": sum(sizes), "failures": unfetched.get(folder, [])}
+        sizes = {name: size for name, size, _ in listing.held(mirror, folder)}
+        listed = listing.read(store.public, folder) if config.on_demand else None
+        installers[folder] = {
+            "hold": NONE if folder in config.listed else ALL,
+            "held": len(sizes),
+            "on_demand": len(listed.named().keys() - sizes.keys()) if listed else 0,
+            "bytes": sum(sizes.values()),
+            "failures": unfetched.get(folder, []),
+        }
     disk = os.statvfs(store.root)
     return {
         "format": FORMAT,

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
 
-from lanmirror_sync import formats
+from lanmirror_sync import formats, listing
 from lanmirror_sync.answers import Done, UnreachableError
 from lanmirror_sync.config import Options, Subdir
 from lanmirror_sync.fetch import BIG_BYTES, Fetcher
@@ -65,9 +65,9 @@ class Run:
         self.report = Report(asked=len(searches))
         self._survey = Survey(mirror, options, searches)
         self._desk = Desk(mirror, options, fetcher, self.report)
-        folders = mirror.config.folders if not options.indexes else ()
+        folders = mirror.config.folders if not options.indexes else mirror.config.listed
         wanted = [folder for folder in folders if fnmatchcase(folder, options.only)]
-        self._installers = Installers(mirror, fetcher, self.report, wanted)
+        self._installers = Installers(mirror, fetcher, self.report, wanted, indexes=options.indexes)
         self._works: dict[str, Work] = {}
         self._unchanged: list[Unchanged] = []
         self._absent: list[Subdir] = []
@@ -116,6 +116,7 @@ class Run:
         with self._fence("installers"):
             for folder, names in self._installers.unwanted():
                 self._desk.sweeper.packages(folder, names, frozenset(names), len(names))
+            self._installers.show()
         self._desk.sweeper.retired()
         self._desk.sweeper.leftovers()
 
@@ -123,6 +124,8 @@ class Run:
 
     def _restrict(self) -> None:
         """Have indexes that were complete name what is held, where the site does not fetch the rest any more."""
+        with self._fence("installers"):
+            listing.withdraw(self._mirror)
         memory = self._mirror.memory
         wanted = {str(subdir.path) for subdir in self._mirror.config.subdirs() if self._on_demand}
         for key in memory.keys(SUBDIR):
@@ -156,6 +159,8 @@ class Run:
         for download in self._installers.ready():
             news = True
             self._downloads.append(download)
+        with self._fence("installers"):
+            self._installers.publish()
         for path in self._unserved():
             news |= self._serve_index(self._works[str(path)], 0.0)
         return news

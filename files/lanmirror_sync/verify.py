@@ -23,7 +23,7 @@ from pathlib import PurePosixPath
 
 import msgspec
 
-from lanmirror_sync import installers, proof
+from lanmirror_sync import installers, listing, proof
 from lanmirror_sync.config import ALL, Subdir
 from lanmirror_sync.fetch import BIG_BYTES, Fetcher
 from lanmirror_sync.installers import Ledger
@@ -97,6 +97,7 @@ class Verification:
     """One `verify`."""
 
     def __init__(self, mirror: Mirror, fetcher: Fetcher, progress: Progress, *, repair: bool) -> None:
+        self._mirror = mirror
         config = self._config = mirror.config
         self._store = mirror.store
         self._memory = mirror.memory
@@ -181,7 +182,7 @@ class Verification:
     def _dist(self, path: PurePosixPath, began: float) -> Inspection:
         """Hash the installers of a folder, as far as it is known what they should be."""
         inspection = Inspection(path, None)
-        there = {name: size for name, size, _ in self._store.files(path)}
+        there = {name: size for name, size, _ in listing.held(self._mirror, str(path))}
         known = {item.name: item for item in self._unnamed(path, set())}
         for name, entry in self._ledger.of(str(path)).items():
             known.setdefault(name, Item(name, entry.size, bytes.fromhex(entry.digest)))
@@ -189,9 +190,10 @@ class Verification:
         self._look(inspection, known.values(), there, began, ())
         inspection.referenced, inspection.held = len(there), len(known) - len(inspection.damaged)
         for name in there.keys() - known.keys():
-            self.report.fail(
-                str(path), f"{path}/{name}: nothing tells what it should be; the next sync fetches it again"
-            )
+            then = "delete it, and it comes on demand" if str(path) in self._config.listed else (
+                "the next sync fetches it again"
+            )  # fmt: skip
+            self.report.fail(str(path), f"{path}/{name}: nothing tells what it should be; {then}")
         return inspection
 
     def _unnamed(self, path: PurePosixPath, named: set[str]) -> Iterator[Item]:
