@@ -47,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
         "what",
         nargs="+",
         metavar="WHAT",
-        help="a path (/cloud/conda-forge/linux-64/x-1-0.conda), a file name, a package name, a channel or a subdir "
-        "(conda-forge, pkgs/main, conda-forge/linux-64)",
+        help="a path (/cloud/conda-forge/linux-64/x-1-0.conda), a file name, a package name, a channel, a subdir or a "
+        "folder of installers (conda-forge, pkgs/main, conda-forge/linux-64, miniconda)",
     )
     size = commands.add_parser("size", help="what the cache has, and what was served, by channel")
     size.add_argument("--packages", action="store_true", help="list each package as well")

@@ -1,5 +1,7 @@
 """What the served index says of a package: read from the shards of its subdir (CEP 16), which are small.
 
+Of an installer, it is what the published listing of its folder says.
+
 To look a package up costs its subdir's index of shards and one shard, and not a whole `repodata.json`.
 """
 
@@ -11,10 +13,11 @@ from pathlib import Path
 
 import msgspec
 import zstandard
-from lanmirror_sync import shards
+from lanmirror_sync import listing, shards
+from lanmirror_sync.listing import Listing
 from lanmirror_sync.repodata import SECTIONS
 
-from lanmirror_cache.names import name_of, subdir_of
+from lanmirror_cache.names import is_installer, name_of, subdir_of
 
 # A shard of the largest package has some MB, and the index of the largest subdir less.
 LARGEST = 1 << 28
@@ -58,17 +61,26 @@ class Records:
     def __init__(self, mirror: Path) -> None:
         self.mirror = mirror
         self._known: dict[str, dict[str, bytes]] = {}
+        self._listings: dict[str, Listing | None] = {}
+        # As the engine's `Store.public`.
+        self._public = mirror / ".lanmirror/public"
 
     def identity(self, subdir: str) -> str:
         """Return what changes when another index of a subdir is served; "" where there is none."""
+        is_dist = "/" not in subdir
         try:
-            found = (self.mirror / subdir / shards.INDEX).stat()
+            found = (listing.path(self._public, subdir) if is_dist else self.mirror / subdir / shards.INDEX).stat()
         except OSError:
             return ""
         return f"{found.st_ino}:{found.st_mtime_ns}:{found.st_size}"
 
     def shard(self, path: str) -> str:
-        """Return the name of the shard that tells of a package, as far as its subdir's index has one; else ""."""
+        """Return the name of the shard that tells of a package, as far as its subdir's index has one; else "".
+
+        Of an installer, it is the hash that is listed.
+        """
+        if is_installer(path):
+            return expected.digest if (expected := self.expected(path)) else ""
         subdir = subdir_of(path)
         if subdir not in self._known:
             try:
@@ -80,6 +92,10 @@ class Records:
 
     def expected(self, path: str) -> Expected | None:
         """Return what the index says of a package; None where it does not name it, or cannot be read."""
+        if is_installer(path):
+            listed = self.listing(path)
+            item = listed.named().get(path.rpartition("/")[2]) if listed else None
+            return Expected(None, item.algorithm, item.digest) if item and item.digest else None
         digest, file_name = self.shard(path), path.rpartition("/")[2]
         if not digest:
             return None
@@ -96,6 +112,21 @@ class Records:
             return None
         algorithm = "sha256" if record.sha256 else "md5"
         return Expected(record.size, algorithm, (record.sha256 or record.md5 or b"").hex())
+
+    def listing(self, path: str) -> Listing | None:
+        """Return the listing of the folder of an installer."""
+        dist = subdir_of(path)
+        if dist not in self._listings:
+            self._listings[dist] = listing.read(self._public, dist)
+        return self._listings[dist]
+
+    def is_older(self, path: str, mtime: int) -> bool:
+        """Tell whether what is said of an installer may be older than a file of the cache of that time, nanoseconds.
+
+        Only of those that change under their names: what an upstream has of any other is what it had before.
+        """
+        listed = self.listing(path) if is_installer(path) and listing.LATEST in path else None
+        return listed is not None and listed.read * 10**9 < mtime
 
 
 def _in_v3(shard: _Shard, file_name: str) -> _Record | None:

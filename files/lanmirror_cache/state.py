@@ -13,7 +13,7 @@ from lanmirror_sync.kept import Wrong
 from lanmirror_cache import CacheError
 from lanmirror_cache.entry import Head
 from lanmirror_cache.judge import Slice, signature
-from lanmirror_cache.names import channel_of, is_package, subdir_of
+from lanmirror_cache.names import channel_of, is_installer, is_package, subdir_of
 
 FILE = "state.sqlite"
 # How many wrong packages are told of.
@@ -128,12 +128,16 @@ class State:
             for each in new:
                 self._forget(each.name)
                 head = each.head
+                path = head.path if head else ""
+                # One that changes is fetched whole: a slice that is all of it.
+                first, last = (0, 0) if head and head.first is None and is_installer(path) else (
+                    (head.first, head.last) if head else (None, None)
+                )  # fmt: skip
                 place = (
-                    (head.first, head.last, head.status, head.start, head.total, head.length, head.body, head.upstream)
+                    (first, last, head.status, head.start, head.total, head.length, head.body, head.upstream)
                     if head
                     else (None,) * 7 + ("",)
                 )
-                path = head.path if head else ""
                 known = (each.name, each.inode, each.mtime, each.size, *place, folder, path)
                 db.execute("INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", known)
                 self._due(path)

@@ -14,8 +14,8 @@ SOURCES = ("mirror", "cache", "upstream")
 LARGEST = 1 << 20
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
-# Below the mirror, as in `pkgs/main` and `cloud/conda-forge`.
-ChannelPath = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)+$")]
+# Below the mirror, as in `pkgs/main` and `cloud/conda-forge`; a folder of installers is one too, as in `miniconda`.
+ChannelPath = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$")]
 
 
 class Channel(msgspec.Struct, frozen=True):

@@ -15,13 +15,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import msgspec
 
-from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.repodata import MD5, SHA256
-from lanmirror_sync.store import Store
+
+if TYPE_CHECKING:  # `lanmirror_cache` reads listings, and may not load what these bring
+    from lanmirror_sync.mirror import Mirror
+    from lanmirror_sync.store import Store
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 # Our page in a folder, which web servers show in its place.

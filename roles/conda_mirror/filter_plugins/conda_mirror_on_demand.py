@@ -1,4 +1,4 @@
-"""What Nginx is told of packages on demand: which paths may be asked for, and where they are to be had.
+"""What Nginx is told of packages and installers on demand: which paths may be asked for, and where they are to be had.
 
 Sources: CEP 26 (names of packages and their files); RFC 9110, 10.2.2 (redirects); the documentation of Nginx's modules
 `core` (resolver) and `proxy` (proxy_pass with variables).
@@ -29,6 +29,13 @@ PACKAGE = rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}}-[A-Za-z0-9_.!+]{{1,64}}-[A-Za-z
 # The index of shards is none of them: clients do without where it is not there, and an upstream's would be a list of
 # files that this site has not.
 INDEX = r"(?:(?:current_)?repodata|repodata_from_packages|run_exports)\.json(?:\.zst|\.bz2|\.gz)?"
+# An installer, as the engine takes its name from a page (lanmirror_sync/listing.py), before its suffix.
+STEM = "[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}"
+# One that changes under its name.
+LATEST = rf"(?=[^/]*latest){STEM}"
+NOTHING = "(?!)"
+CHANNELS = ("pkgs", "cloud")
+SUFFIX = re.compile(r"[A-Za-z0-9._+-]+")
 SHARDS = r"(?:repodata_shards|[0-9a-f]{64})\.msgpack\.zst"
 
 
@@ -45,19 +52,37 @@ def _indexes(subdirs: Sequence[str]) -> str:
     return rf"/(?:{_either(subdirs)}/{INDEX}|{channels}/channeldata\.json)"
 
 
+def _installers(dists: Iterable[str], suffixes: Iterable[str], stem: str = STEM) -> str:
+    """Return the expression of installers in these folders; one that matches nothing where there are none."""
+    folders = [dist for dist in dists if dist not in CHANNELS]
+    # With any other sign no name on a page ends.
+    ends = [suffix for suffix in suffixes if SUFFIX.fullmatch(suffix)]
+    return f"/{_either(folders)}/{stem}{_either(ends)}" if folders and ends else NOTHING
+
+
 def _served(subdirs: Sequence[str]) -> str:
-    return f"(?:{_indexes(subdirs)}|/{_either(subdirs)}/(?:{PACKAGE}|{SHARDS}))"
+    return f"{_indexes(subdirs)}|/{_either(subdirs)}/(?:{PACKAGE}|{SHARDS})"
 
 
-def patterns(subdirs: Sequence[str]) -> dict[str, str]:
+def patterns(subdirs: Sequence[str], dists: Sequence[str], suffixes: Sequence[str]) -> dict[str, str]:
     """Return the regular expressions of the paths that may be fetched, from the first slash to the end.
 
-    Those of `served` are all packages and indexes, shards (CEP 16) among them.
+    Those of `served` are all packages, indexes and installers, shards (CEP 16) among them; those of `latest` are
+    installers that change under their names.
 
     Args:
         subdirs: by their paths below the mirror, such as `cloud/conda-forge/noarch`.
+        dists: the folders of installers.
+        suffixes: with which their names end.
     """
-    return {"packages": _packages(subdirs), "indexes": _indexes(subdirs), "served": _served(subdirs)}
+    installers = _installers(dists, suffixes)
+    return {
+        "packages": _packages(subdirs),
+        "indexes": _indexes(subdirs),
+        "installers": installers,
+        "latest": _installers(dists, suffixes, LATEST),
+        "served": f"(?:{_served(subdirs)}|{installers})",
+    }
 
 
 def excluded(names: Iterable[str]) -> str:
@@ -125,7 +150,13 @@ def outsides(ways: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [*found.values()]
 
 
-def ways(upstream: Mapping[str, Any], subdirs: Sequence[str], hosts: Sequence[str]) -> list[dict[str, Any]]:
+def ways(
+    upstream: Mapping[str, Any],
+    subdirs: Sequence[str],
+    hosts: Sequence[str],
+    dists: Sequence[str],
+    suffixes: Sequence[str],
+) -> list[dict[str, Any]]:
     """Return the ways to the upstreams: `name`, `match`, a list of regular expressions of paths, and `places`.
 
     Each expression has a group, the path below the URL of a place.
@@ -134,19 +165,23 @@ def ways(upstream: Mapping[str, Any], subdirs: Sequence[str], hosts: Sequence[st
         upstream: conda_mirror_upstream.
         subdirs: see `patterns`.
         hosts: to which an upstream may redirect, beside the upstreams themselves.
+        dists: see `patterns`.
+        suffixes: likewise.
     """
     found = []
+    installers = _installers(dists, suffixes)
     sources = {key: _sources(upstream, key) for key in ("repo", "cloud")}
     known = [urlsplit(base).netloc for both in sources.values() for bases in both for base in bases]
     for key, kind, lead in (("repo", "pkgs/", ""), ("cloud", "cloud/", "/cloud")):
         ours = [subdir if not lead else subdir.removeprefix(kind) for subdir in subdirs if subdir.startswith(kind)]
-        if not ours:
-            continue
         packages, indexes = sources[key]
-        paths = {"packages": _packages(ours), "indexes": _indexes(ours)}
-        both = [(key, [*paths.values()], packages)]
+        files = [_packages(ours)] if ours else []
+        # Their pages are indexes, which nobody fetches on demand.
+        files += [installers] if not lead and installers != NOTHING else []
+        of_index = [_indexes(ours)] if ours else []
+        both = [(key, [*files, *of_index], packages)]
         if indexes != packages:
-            both = [(key, [paths["packages"]], packages), (f"{key}_indexes", [paths["indexes"]], indexes)]
+            both = [(key, files, packages), (f"{key}_indexes", of_index, indexes)]
         found += [
             {
                 "name": name,
@@ -154,6 +189,7 @@ def ways(upstream: Mapping[str, Any], subdirs: Sequence[str], hosts: Sequence[st
                 "places": [_place(base, [*known, *hosts]) for base in bases],
             }
             for name, matching, bases in both
+            if matching
         ]
     return found
 

@@ -106,6 +106,7 @@ free_gib:
 
 # What the engine makes in its folder, beside the folders of installers from elsewhere.
 PARTS = ("pkgs", "cloud", "miniconda", "archive")
+LISTING = re.compile(r"installers-([A-Za-z0-9][A-Za-z0-9._-]*)\.json")
 INSTALLER = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)/[^/]+")
 
 
@@ -140,6 +141,8 @@ def parts(folder: Path) -> list[Path]:
     except (OSError, ValueError):
         known = {}
     names = [match[1] for match in map(INSTALLER.fullmatch, known if isinstance(known, dict) else {}) if match]
+    # Those of which it has a page alone.
+    names += [match[1] for file in folder.glob(".lanmirror/public/*") if (match := LISTING.fullmatch(file.name))]
     made = [folder / name for name in dict.fromkeys([*PARTS, *names])]
     # Twice is better where root deletes: whatever was written down, nothing but a folder right below this one.
     return [path for path in made if path.parent == folder and path.name not in {"", ".", ".."}]
