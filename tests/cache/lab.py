@@ -46,11 +46,14 @@ class Lab:
         site: Nginx, and the upstreams.
         folder: of all files.
         packages: the bytes of each package that the upstream has, by path.
+        installers: the same of `miniconda/`, by file name; `hashed` is what its page lists a hash of.
     """
 
     site: CondaSite
     folder: Path
     packages: dict[str, bytes] = field(default_factory=dict)
+    installers: dict[str, bytes] = field(default_factory=dict)
+    hashed: set[str] = field(default_factory=set)
 
     @property
     def places(self) -> Places:
@@ -79,6 +82,13 @@ class Lab:
         self.site.upstreams[0].says[file] = ranged(self.packages[file])
         return file
 
+    def offer(self, name: str, content: bytes, *, hashed: bool = True, dated: str = "") -> str:
+        """Have an installer at the upstream, and return its path."""
+        self.installers[name] = content
+        self.hashed = self.hashed | {name} if hashed else self.hashed - {name}
+        self.gives(f"/miniconda/{name}", ranged(content, **({"Last-Modified": dated} if dated else {})))
+        return f"/miniconda/{name}"
+
     def publish(self, *, leave_out: tuple[str, ...] = ()) -> None:
         """Have the engine refresh the served indexes from the upstream's, which name the packages as they are now."""
         subdirs = {path.rpartition("/")[0] for path in self.packages}
@@ -90,6 +100,13 @@ class Lab:
             }
             index = {"info": {"subdir": subdir.rpartition("/")[2]}, "packages": {}, "packages.conda": records}
             self.site.upstreams[0].says[f"{subdir}/repodata.json"] = 200, {}, json.dumps(index).encode()
+        rows = [
+            f'<tr><td><a href="{name}">{name}</a></td><td>{hashlib.sha256(content).hexdigest()}</td></tr>'
+            if name in self.hashed
+            else f'<tr><td><a href="{name}">{name}</a></td></tr>'
+            for name, content in self.installers.items()
+        ]
+        self.site.upstreams[0].says["/miniconda/"] = 200, {"Content-Type": "text/html"}, "".join(rows).encode()
         url = f"http://127.0.0.1:{self.site.upstreams[0].port}"
         config = self.folder / "engine.yml"
         settings = {
@@ -99,7 +116,11 @@ class Lab:
             "repos": [{"name": "main", "hold": "none"}],
             "arches": ["noarch", "linux-64"],
             "cloud": [{"name": "conda-forge/noarch", "hold": "none"}],
-            "installers": {"dists": [], "suffixes": []},
+            "installers": {
+                "dists": ["miniconda"] if self.installers else [],
+                "suffixes": ["Linux-x86_64.sh"],
+                "hold": "none",
+            },
             "retries": 0,
             "min_free_gib": 0,
             "cache_report": str(self.folder / "state/cache.json"),

@@ -26,6 +26,7 @@ from lanmirror_cache.served import read, tally
 from lanmirror_cache.state import LAST_WRONG, Judged, State
 from lanmirror_sync import kept
 from lanmirror_sync.kept import CacheReport, Channel, Wrong
+from lanmirror_sync.listing import Installer, Listing
 from lanmirror_sync.shards import INDEX, ShardMemo, make
 from msgspec import Raw
 
@@ -156,6 +157,7 @@ def test_set_of_files_is_another_when_one_is() -> None:
         ("/cloud/a/label/b/noarch/x-1-0.conda", "cloud/a/label/b", "cloud/a/label/b/noarch"),
         ("/pkgs/main/linux-64/repodata.json.zst", "pkgs/main", "pkgs/main/linux-64"),
         ("/cloud/a/channeldata.json", "cloud/a", "cloud/a"),
+        ("/miniconda/Miniconda3-latest-Linux-x86_64.sh", "miniconda", "miniconda"),
     ],
 )
 def test_channel_of_a_path(path: str, channel: str, subdir: str) -> None:
@@ -264,6 +266,32 @@ def test_records_are_those_of_the_shards(tmp_path: Path) -> None:
 def test_records_of_v3_have_no_ending(tmp_path: Path) -> None:
     publish(tmp_path / "pkgs/main/linux-64", {"a-1-0": {"name": "a", "size": 7, "sha256": "ab" * 32}}, "v3.conda")
     assert Records(tmp_path).expected(PATH) == Expected(7, "sha256", "ab" * 32)
+
+
+def test_records_of_an_installer_are_its_folders_listing(tmp_path: Path) -> None:
+    place, path = tmp_path / ".lanmirror/public", "/miniconda/M-latest-Linux-x86_64.sh"
+    files = [
+        Installer("M-latest-Linux-x86_64.sh", "md5", "ab" * 16, "1.5M"),
+        Installer("M-1-Linux-x86_64.sh", "sha256", "cd" * 32),
+        Installer("M-2-Linux-x86_64.sh", "sha256", ""),
+    ]
+    assert (Records(tmp_path).expected(path), Records(tmp_path).identity("miniconda")) == (None, "")
+    place.mkdir(parents=True)
+    file = place / "installers-miniconda.json"
+    file.write_bytes(msgspec.json.encode(Listing(NOW, files)))
+    records = Records(tmp_path)
+    assert records.expected(path) == Expected(None, "md5", "ab" * 16)
+    assert (records.shard(path), bool(records.identity("miniconda"))) == ("ab" * 16, True)
+    assert records.expected("/miniconda/M-1-Linux-x86_64.sh") == Expected(None, "sha256", "cd" * 32)
+    for name in ("M-2-Linux-x86_64.sh", "M-3-Linux-x86_64.sh"):
+        assert (records.expected(f"/miniconda/{name}"), records.shard(f"/miniconda/{name}")) == (None, "")
+    assert records.expected("/archive/M-1-Linux-x86_64.sh") is None
+    # Only of one that changes, an upstream may have another by now.
+    for name, later, older in (("M-latest", 1, True), ("M-latest", -1, False), ("M-1", 1, False), ("M-2", 1, False)):
+        assert records.is_older(f"/miniconda/{name}-Linux-x86_64.sh", int(NOW + later) * 10**9) == older
+    assert not records.is_older(PATH.replace("a-1", "a-latest"), int(NOW + 1) * 10**9)
+    file.write_bytes(b"noise")
+    assert Records(tmp_path).expected(path) is None
 
 
 # ---- the folders -------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from lanmirror_cache import check, watch
 from lanmirror_cache.state import State
 
 from tests.cache.lab import MIB, Lab, lab, until
-from tests.roles.conda_site import FORGE, MAIN
+from tests.roles.conda_site import FORGE, MAIN, conda_site
 from tests.roles.render import ROOT, render
 from tests.roles.site import Asked, Handler
 
@@ -225,6 +225,150 @@ def test_slice_that_nginx_replaces_while_it_is_read_is_not_deleted(ours: Lab) ->
     assert ours.look() == []
     assert ours.right() == {path: True}
     assert state.wrong() == []
+
+
+# ---- installers --------------------------------------------------------------------------------------------------
+
+LATEST, OLD = "Miniconda3-latest-Linux-x86_64.sh", "Miniconda3-py312_24.1.2-0-Linux-x86_64.sh"
+
+
+@pytest.mark.parametrize("name", [LATEST, OLD])
+def test_installer_is_compared_with_the_hash_of_the_page(ours: Lab, name: str) -> None:
+    content = os.urandom(2 * MIB + 500)
+    path = ours.offer(name, content)
+    ours.gives(path, flipped(content))
+    assert ours.get(path).body == flipped(content)
+    # The page comes after: a `latest` that came after the page may be a newer one.
+    ours.publish()
+    (wrong,) = ours.look()
+    assert (wrong.path, wrong.upstream) == (path, f"http://127.0.0.1:{ours.site.upstreams[0].port}")
+    assert wrong.why.startswith("its sha256 is ")
+    assert ours.kept(path) == []
+    ours.gives(path, content)
+    until(lambda: ours.get(path).body == content)
+    assert ours.look() == []
+    assert ours.right() == {path: True}
+    # It is read once.
+    ours.publish()
+    assert ours.look() == []
+    assert State(ours.places.state).due() == []
+    report = watch.report(State(ours.places.state), 0.0)
+    assert (report.channels["miniconda"].checked, report.channels["miniconda"].packages) == (1, 1)
+    assert report.wrong_total == 1
+
+
+def test_installer_without_a_hash_is_unchecked_until_the_page_has_one(ours: Lab) -> None:
+    content = os.urandom(1000)
+    paths = [ours.offer(name, content, hashed=False) for name in (LATEST, OLD)]
+    ours.publish()
+    for path in paths:
+        assert ours.get(path).body == content
+    assert ours.look() == []
+    assert ours.right() == dict.fromkeys(paths, False)
+    for name in (LATEST, OLD):
+        ours.offer(name, content)
+    ours.publish()
+    assert ours.look() == []
+    assert ours.right() == dict.fromkeys(paths, True)
+
+
+def test_latest_that_came_after_the_page_is_not_wrong_before_that_is_read_again(ours: Lab) -> None:
+    path, other = ours.offer(LATEST, b"the first version"), ours.offer(OLD, b"an older one")
+    ours.publish()
+    newer = b"the second version"
+    ours.gives(path, newer)
+    ours.gives(other, b"somebody else's")
+    for each in (path, other):
+        ours.get(each)
+    # Of any other, the page is right.
+    assert [wrong.path for wrong in ours.look()] == [other]
+    assert ours.right() == {path: False}
+    assert ours.look() == []
+    ours.offer(LATEST, newer)
+    ours.publish()
+    assert ours.look() == []
+    assert ours.right() == {path: True}
+    # The page has a third one by now, and this is not it.
+    ours.offer(LATEST, b"the third version")
+    ours.publish()
+    assert [wrong.path for wrong in ours.look()] == [path]
+    until(lambda: ours.get(path).body == b"the third version")
+
+
+def test_installer_that_nginx_asked_for_again_is_checked_anew(tmp_path: Path) -> None:
+    """Nginx writes into the file, of whose folder nothing changes by that."""
+    with conda_site(tmp_path, __conda_mirror_kept={"index": "1s", "absent": "1s", "failure": "1s"}) as site:
+        ours = Lab(site, tmp_path)
+        path = ours.offer(LATEST, b"the installer", dated="Sun, 01 Nov 2026 00:00:00 GMT")
+        ours.get(path)
+        ours.publish()
+        assert ours.look() == []
+        assert ours.right() == {path: True}
+        ours.gives(path, (304, {}, b""))
+        until(lambda: ours.get(path)["X-Cache-Status"] == "REVALIDATED")
+        for _ in range(2):
+            assert ours.run("check")[0] == 0
+        assert ours.right() == {path: True}
+
+
+@pytest.mark.parametrize(
+    ("what", "goes"),
+    [
+        (f"/miniconda/{LATEST}", [LATEST]),
+        (f"http://mirror.lan/anaconda/miniconda/{OLD}", [OLD]),
+        (LATEST, [LATEST]),
+        (OLD, [OLD]),
+        ("miniconda", [LATEST, OLD]),
+        ("/miniconda/", [LATEST, OLD]),
+    ],
+)
+def test_purge_of_installers(ours: Lab, what: str, goes: list[str]) -> None:
+    paths = [ours.offer(name, os.urandom(MIB + 500)) for name in (LATEST, OLD)]
+    package = ours.build("example", MAIN)
+    for path in (*paths, package):
+        ours.get(path)
+    assert len(ours.kept()) == 4
+    code, output, errors = ours.run("purge", what)
+    assert (code, errors) == (0, "")
+    assert [line.split()[1].rstrip(":") for line in output.splitlines()[:-1]] == [f"/miniconda/{name}" for name in goes]
+    assert {key.split(" ")[0] for key in ours.kept()} == {package, *paths} - {f"/miniconda/{name}" for name in goes}
+
+
+def test_purge_asks_where_a_name_is_of_a_folder_of_installers_and_of_a_package(ours: Lab) -> None:
+    installer, package = ours.offer(OLD, b"the installer"), ours.build("miniconda", MAIN)
+    for path in (installer, package):
+        ours.get(path)
+    code, output, errors = ours.run("purge", "miniconda")
+    assert (code, output) == (2, "")
+    assert "name the channel as /miniconda/" in errors
+    assert ours.run("purge", "/miniconda/")[0] == 0
+    assert ours.kept(installer) == []
+    assert ours.kept(package)
+
+
+def test_installers_are_counted_by_their_folder(ours: Lab) -> None:
+    for name in (LATEST, OLD):
+        path = ours.offer(name, bytes(1000))
+        for _ in range(3):
+            ours.get(path)
+    reopen(ours)
+
+    def counted() -> dict[str, int]:
+        state = State(ours.places.state)
+        watch.count(state, ours.places.log)
+        return state.numbers()
+
+    until(lambda: counted().get("miniconda:hits") == 4)
+    assert counted() == {
+        "miniconda:hits": 4,
+        "miniconda:misses": 2,
+        "miniconda:cache_bytes": 4000,
+        "miniconda:upstream_bytes": 2000,
+    }
+    code, output, _ = ours.run("size", "--packages")
+    assert code == 0
+    assert f"/miniconda/{LATEST}" in output
+    assert re.search(r"^miniconda +2 +2 ", output, re.MULTILINE)
 
 
 # ---- the command -------------------------------------------------------------------------------------------------

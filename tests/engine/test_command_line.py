@@ -62,6 +62,11 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "negative grace": ({"delete_grace_hours": -1}, ["delete_grace_hours", "-1"]),
     "unknown key": ({"arch": ["linux-64"]}, ["arch", "arches"]),
     "unknown inner key": ({"upstream": {"repos": "https://a.example.org"}}, ["upstream.repos", "upstream.repo"]),
+    "installers held in part": ({"installers": {"hold": "some"}}, ["installers.hold", "'some'", "all, none"]),
+    "installers on demand without it": (
+        {"installers": {"hold": "none"}},
+        ["installers", "hold: none", "on_demand: true", "hold: all"],
+    ),
     "installers as a list": ({"installers": ["miniconda"]}, ["installers", "miniconda"]),
     "exclude as a string": ({"exclude": "pytorch"}, ["exclude", "pytorch", "list"]),
     "nothing to mirror": ({"repos": [], "installers": {"dists": []}}, ["repos", "cloud", "installers"]),

@@ -24,7 +24,7 @@ from lanmirror_sync.wire import Exchange, Wire
 from tests.engine.lab import Lab
 from tests.engine.site import before
 from tests.roles.conda_site import CondaSite
-from tests.upstream import channel
+from tests.upstream import channel, pages
 
 pytestmark = pytest.mark.slow
 
@@ -311,3 +311,31 @@ def test_each_of_many_packages_gets_its_own_answer(lab: Lab, site: CondaSite) ->
     kept = {number for number, one in taken.items() if one.kept}
     assert kept == {number for number in range(total) if number % 1000 in (7, 8) and number % 3}
     assert AHEAD // 4 < at_once <= AHEAD * 2
+
+
+def test_installer_whose_hash_is_listed_comes_from_the_cache(lab: Lab, site: CondaSite) -> None:
+    lab.settings["installers"] = {"dists": ["miniconda", "archive"], "suffixes": ["Linux-x86_64.sh"]}
+    folder, latest = lab.tree / "miniconda", "Miniconda3-latest-Linux-x86_64.sh"
+    hashed = "Miniconda3-1.0-Linux-x86_64.sh"
+    (folder / hashed).write_bytes(channel.noise(LARGE_BYTES, 7))
+    (folder / "index.html").write_text(pages.official("Miniconda", [folder / latest, folder / hashed]))
+    # Its listing has no hashes.
+    unhashed = "Anaconda3-2025.06-1-Linux-x86_64.sh"
+    paths = [f"/miniconda/{latest}", f"/miniconda/{hashed}", f"/archive/{unhashed}"]
+    for path in paths:
+        assert site.ask(f"/anaconda{path}").status == 200
+    lab.until(lambda: {key.partition(" ")[0] for key in site.kept()} >= {*paths})
+    lab.upstream.requests.clear()
+    run = lab.sync()
+    assert run.code == 0, run.log
+    assert sorted(asked.path for asked in lab.upstream.asked("*.sh", "GET")) == [paths[2], paths[0]]
+    assert told(lab)["promoted_files"] == 1
+    for path in paths:
+        assert (lab.mirror / path[1:]).read_bytes() == (lab.tree / path[1:]).read_bytes()
+    # What the cache has of another version is no file of the mirror.
+    (lab.mirror / paths[1][1:]).unlink()
+    (folder / hashed).write_bytes(channel.noise(LARGE_BYTES, 8))
+    (folder / "index.html").write_text(pages.official("Miniconda", [folder / latest, folder / hashed]))
+    run = lab.sync()
+    assert run.code == 0, run.log
+    assert (lab.mirror / paths[1][1:]).read_bytes() == channel.noise(LARGE_BYTES, 8)

@@ -46,11 +46,15 @@ def test_log_is_read_where_it_is_written() -> None:
         ("/cloud/conda-forge/channeldata.json", True),
         ("/cloud/strange/noarch/a-1-0.conda", False),
         ("/cloud/conda-forge/noarch/README.md", False),
-        ("/miniconda/Miniconda3-latest-Linux-x86_64.sh", False),
+        ("/miniconda/Miniconda3-latest-Linux-x86_64.sh", True),
+        ("/archive/Anaconda3-2025.06-1-Windows-x86_64.exe", True),
+        ("/miniconda/", False),
+        ("/miniconda/index.html", False),
+        ("/miniforge/Miniforge3-Linux-x86_64.sh", False),
         ("/", False),
     ],
 )
-def test_packages_and_indexes_of_declared_channels_count(path: str, counts: bool) -> None:
+def test_packages_indexes_and_installers_that_are_declared_count(path: str, counts: bool) -> None:
     found = re.search(r'"~(\^\(\?:/anaconda\)\?.*)" \$conda_mirror_subject;', render("conda_mirror", "http.conf.j2"))
     assert found is not None
     pattern = re.compile(found[1].replace("(?<", "(?P<").replace(r"\z", ""))

@@ -45,7 +45,9 @@ def test_configuration_of_the_defaults_is_the_engines_own(tmp_path: Path) -> Non
     empty.write_text("{}\n")
     wanted = load(empty, {})
     # The engine, which also runs on its own, asks for less room than a server should keep, and holds what it names.
-    theirs = {f"conda_mirror_{key}": DEFAULTS[key] for key in ("min_free_gib", "on_demand", "repos", "cloud")}
+    theirs = {
+        f"conda_mirror_{key}": DEFAULTS[key] for key in ("min_free_gib", "on_demand", "repos", "cloud", "installers")
+    }
     assert load(written(tmp_path, **theirs), {}) == wanted
 
 
@@ -96,6 +98,7 @@ def test_configuration_of_what_comes_on_demand(tmp_path: Path) -> None:
         {},
     )
     assert config.on_demand
+    assert (config.installers_hold, config.listed) == ("none", ("miniconda", "archive"))
     assert config.cache == "http://127.0.0.1:3140/+kept"
     assert [(str(subdir.path), subdir.hold) for subdir in config.subdirs()] == [
         ("pkgs/main/noarch", "none"),
@@ -260,11 +263,19 @@ def test_good_input_is_accepted() -> None:
         ({"delete": "maybe"}, ("conda_mirror_delete is 'maybe'", "true, false")),
         ({"cron_enabled": 2}, ("conda_mirror_cron_enabled is '2'", "true, false")),
         ({"remove_data": "all"}, ("conda_mirror_remove_data is 'all'", "true, false")),
-        ({"on_demand": "maybe", "repos": ["main"], "cloud": []}, ("conda_mirror_on_demand is 'maybe'", "true, false")),
+        (
+            {"on_demand": "maybe", "repos": ["main"], "cloud": [], "installers": {}},
+            ("conda_mirror_on_demand is 'maybe'", "true, false"),
+        ),
         (
             {"repos": ["main", {"name": "r", "hold": "none"}], "cloud": [], "on_demand": False},
             ("conda_mirror_repos", "hold: none for r", "on_demand: true"),
         ),
+        (
+            {"repos": ["main"], "cloud": [], "on_demand": False},
+            ("conda_mirror_installers has hold: none", "on_demand: true", "hold: all"),
+        ),
+        ({"installers": {"hold": "some"}}, ("conda_mirror_installers.hold is 'some'", "all, none")),
         ({"cloud": [{"name": "a/noarch", "hold": "some"}]}, ("conda_mirror_cloud", "a/noarch", "'some'", "all, none")),
         ({"repos": [{"name": "main", "held": "all"}]}, ("conda_mirror_repos", "'held'", "name, hold")),
         ({"index_minutes": "0"}, ("conda_mirror_index_minutes is '0'", "from 1 to 60")),
@@ -334,6 +345,8 @@ def test_key_of_the_installers_that_is_not_set_has_its_default(tmp_path: Path) -
     assert refusals(**some) == []
     config = load(written(tmp_path, **some), {})
     assert (config.dists, config.suffixes) == (("miniconda", "archive"), (".sh",))
+    # As where an inventory of before the key is set.
+    assert (config.installers_hold, config.listed) == ("all", ())
     assert '<a href="/anaconda/archive/">' in render("conda_mirror", "portal.html.j2", **some)
 
 
@@ -382,6 +395,10 @@ def test_folder_of_installers_from_elsewhere_is_a_mirror(tmp_path: Path) -> None
     for path in ("miniforge/Miniforge3.sh", "../outside/x", f"{tmp_path}/elsewhere/x", "theirs"):
         ledger.entries[path] = Entry(0, "")
     ledger.save()
+    # A page alone, of a folder whose installers come on demand.
+    (folder / "mirrored").mkdir()
+    for dist in ("mirrored", "..", "."):
+        (folder / f".lanmirror/public/installers-{dist}.json").touch()
     assert data.mirrors(folder)
     assert data.delete(folder) is False
     assert [path.name for path in folder.iterdir()] == ["theirs"]

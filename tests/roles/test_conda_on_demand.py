@@ -26,6 +26,7 @@ from tests.roles.site import Answer, Asked, Devpi, Handler, Said
 from tests.roles.test_nginx_site import needs_root, on_a_small_disk
 
 MIB = 1 << 20
+A = f"{MAIN}a-1.0-0.conda"
 SLICES = ["bytes=0-1048575", "bytes=1048576-2097151", "bytes=2097152-3145727", "bytes=3145728-4194303"]
 SOON: dict[str, Any] = {"__conda_mirror_kept": {"index": "1s", "absent": "1s", "failure": "1s"}}
 IMMUTABLE = "public, max-age=31536000, immutable"
@@ -284,6 +285,208 @@ def test_excluded_package_is_not_fetched(ours: CondaSite) -> None:
     ours.upstreams[0].says[path] = ranged(b"not wanted")
     assert get(ours, path).status == 404
     assert ours.asked == []
+
+
+# ---- installers --------------------------------------------------------------------------------------------------
+
+LATEST = "/miniconda/Miniconda3-latest-Linux-x86_64.sh"
+INSTALLER = "/archive/Anaconda3-2025.06-1-Windows-x86_64.exe"
+DATES = ("Sun, 01 Nov 2026 00:00:00 GMT", "Mon, 02 Nov 2026 00:00:00 GMT")
+
+
+@pytest.fixture
+def installer(package: str) -> str:
+    """The path of an installer that no other test has."""
+    return f"/archive/{package.rpartition('/')[2].removesuffix('.conda')}-Linux-x86_64.sh"
+
+
+def test_installer_goes_the_way_of_packages(ours: CondaSite, installer: str) -> None:
+    body = some(3 * MIB + 500_000)
+    # The next upstream where one has no such file.
+    ours.upstreams[1].says[installer] = ranged(body, **{"Content-Type": "application/x-sh"})
+    head = get(ours, installer, "HEAD")
+    assert (head.status, head["Content-Length"], head.body) == (200, str(len(body)), b"")
+    assert [asked["Range"] for asked in ours.upstreams[1].asked] == SLICES[:1]
+    part = get(ours, installer, Range="bytes=1500000-1500009")
+    assert (part.status, part.body) == (206, body[1500000:1500010])
+    answers = [get(ours, installer), get(ours, installer), ours.ask(installer, Host=NAME)]
+    assert [(answer.status, answer.body == body) for answer in answers] == [(200, True)] * 3
+    assert [answer["X-Cache-Status"] for answer in answers] == ["HIT"] * 3
+    assert answers[0]["Cache-Control"] == IMMUTABLE
+    assert sorted(asked["Range"] for asked in ours.upstreams[1].asked) == SLICES
+    assert {asked.path for asked in ours.upstreams[1].asked} == {installer}
+    # For the engine, of the same slices; and one that is held wins.
+    assert kept(ours, installer).body == body
+    ours.hold(installer, b"held")
+    answer = get(ours, installer)
+    assert (answer.body, answer["Cache-Control"], answer["X-Cache-Status"]) == (b"held", "no-cache", "")
+    (ours.folder / "mirror" / installer[1:]).unlink()
+
+
+def test_ten_clients_cold_on_an_installer_cost_one_download(ours: CondaSite, installer: str) -> None:
+    body, may_end = some(3 * MIB + 500_000), threading.Event()
+    file = ranged(body)
+
+    def slow(handler: Handler, asked: Asked) -> Said | None:
+        if asked["Range"] != SLICES[0]:
+            assert may_end.wait(60)
+        return file(handler, asked)
+
+    ours.upstreams[0].says[installer] = slow
+    reading = threading.Barrier(11)
+
+    def client(_: int) -> bytes:
+        with ours.streaming(f"/anaconda{installer}") as answer:
+            first = answer.read(MIB // 2)
+            reading.wait(60)
+            return first + answer.read()
+
+    with ThreadPoolExecutor(10) as clients:
+        done = [clients.submit(client, number) for number in range(10)]
+        reading.wait(60)
+        may_end.set()
+        assert all(each.result() == body for each in done)
+    assert sorted(asked["Range"] for asked in ours.upstreams[0].asked) == SLICES
+
+
+def test_page_in_the_place_of_an_installer_is_not_kept(ours: CondaSite, installer: str) -> None:
+    for path in (installer, LATEST):
+        ours.upstreams[0].says[path] = 200, {"Content-Type": "text/html"}, b"<html>log in</html>"
+        get(ours, path)
+        ours.upstreams[0].says[path] = ranged(b"the installer")
+        assert get(ours, path).body == b"the installer"
+
+
+def test_installer_that_changes_is_of_one_version_and_asked_for_again(tmp_path: Path) -> None:
+    one, two = some(3 * MIB + 500_000), some(3 * MIB + 400_000)
+    with conda_site(tmp_path, upstreams=2, **SOON) as ours:
+        first, second = ours.upstreams
+        for upstream in ours.upstreams:
+            upstream.says[LATEST] = ranged(one, **{"Last-Modified": DATES[0], "ETag": '"x"'})
+        middle = f"bytes={2 * MIB}-{2 * MIB + 9}"
+        answers = [get(ours, LATEST, Range=middle), get(ours, LATEST), get(ours, LATEST, "HEAD")]
+        assert [answer.status for answer in answers] == [206, 200, 200]
+        assert [answer.body for answer in answers] == [one[2 * MIB : 2 * MIB + 10], one, b""]
+        assert {answer["Cache-Control"] for answer in answers} == {"public, max-age=60"}
+        assert get(ours, LATEST, If_Modified_Since=DATES[0]).status == 304
+        # All of it, though a client wanted a part.
+        assert (first.asked[0]["Range"], first.asked[0]["If-Modified-Since"]) == ("", "")
+        assert ours.kept() == [LATEST]
+        assert kept(ours, LATEST).status == 404
+        # It is older than is allowed: an upstream says that it is the latest.
+        first.says[LATEST] = 304, {}, b""
+        until(lambda: get(ours, LATEST)["X-Cache-Status"] == "REVALIDATED")
+        assert first.asked[-1]["If-Modified-Since"] == DATES[0]
+        assert get(ours, LATEST).body == one
+
+        # Another version, which one fetches, while the others get the one before.
+        may_end, asked_for = threading.Event(), threading.Event()
+
+        def slow(handler: Handler, asked: Asked) -> Said:
+            asked_for.set()
+            assert may_end.wait(60)
+            return 200, {"Last-Modified": DATES[1]}, two
+
+        def ask() -> Answer:
+            while True:
+                answer = get(ours, LATEST)
+                if asked_for.is_set():
+                    return answer
+
+        first.asked.clear()
+        first.says[LATEST] = slow
+        with ThreadPoolExecutor(1) as clients:
+            newer = clients.submit(ask)
+            assert asked_for.wait(60)
+            olds = [get(ours, LATEST) for _ in range(3)]
+            part = get(ours, LATEST, Range="bytes=0-9")
+            may_end.set()
+            assert newer.result().body == two
+        assert {(old.body == one, old["X-Cache-Status"]) for old in olds} == {(True, "UPDATING")}
+        assert part.body == one[:10]
+        assert len(first.asked) == 1
+        first.says[LATEST] = ranged(two, **{"Last-Modified": DATES[1]})
+        assert get(ours, LATEST, Range=f"bytes={3 * MIB}-").body == two[3 * MIB :]
+        assert second.asked == []
+
+        # The upstreams are down.
+        for upstream in ours.upstreams:
+            upstream.stop()
+        until(lambda: get(ours, LATEST)["X-Cache-Status"] == "STALE")
+        assert get(ours, LATEST).body == two
+
+
+def test_ten_clients_cold_on_an_installer_that_changes_cost_one_download(tmp_path: Path) -> None:
+    body, may_end = some(2 * MIB), threading.Event()
+
+    def slow(handler: Handler, asked: Asked) -> Said:
+        assert may_end.wait(60)
+        return 200, {"Last-Modified": DATES[0]}, body
+
+    with conda_site(tmp_path) as ours, ThreadPoolExecutor(10) as clients:
+        ours.upstreams[0].says[LATEST] = slow
+        done = [clients.submit(get, ours, LATEST) for _ in range(10)]
+        until(lambda: len(ours.asked) == 1)
+        time.sleep(0.5)
+        may_end.set()
+        assert all(each.result().body == body for each in done)
+        assert ours.asked == [LATEST]
+
+
+def test_installer_that_changes_and_breaks_off_is_not_kept(tmp_path: Path) -> None:
+    body = some(2 * MIB)
+
+    def broken(handler: Handler, asked: Asked) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body[: MIB + 500_000])
+        return drops(handler, asked)
+
+    with conda_site(tmp_path) as ours:
+        ours.upstreams[0].says[LATEST] = broken
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            get(ours, LATEST)
+        ours.upstreams[0].says[LATEST] = ranged(body)
+        assert get(ours, LATEST).body == body
+
+
+def test_installer_that_changes_is_kept_for_ten_minutes() -> None:
+    assert evaluate("conda_mirror", "{{ __conda_mirror_kept.index }}") == "10m"
+
+
+def test_list_of_installers_is_the_engines_page(ours: CondaSite) -> None:
+    ours.upstreams[0].says["/miniconda/"] = (
+        200,
+        {"Content-Type": "text/html"},
+        b"<a href='https://elsewhere.example'>x</a>",
+    )
+    assert get(ours, "/miniconda/").status == 404
+    ours.hold("/miniconda/index.html", b"<a href='x.sh'>x.sh</a>")
+    for answer in (get(ours, "/miniconda/"), ours.ask("/miniconda/", Host=NAME)):
+        assert (answer.status, answer.body, answer["Cache-Control"]) == (200, b"<a href='x.sh'>x.sh</a>", "no-cache")
+    (ours.folder / "mirror/miniconda/index.html").unlink()
+    (ours.folder / "mirror/miniconda").rmdir()
+    assert ours.asked == []
+
+
+def test_site_without_installers_asks_for_none(tmp_path: Path) -> None:
+    odd = {"dists": ["pkgs", "miniconda"], "suffixes": ['.sh"', "/../x", " y"]}
+    for number, given in enumerate(({"dists": []}, {"suffixes": []}, odd)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with conda_site(folder, conda_mirror_installers=given) as ours:
+            for path in (LATEST, INSTALLER, "/miniconda/x.sh%22", "/miniconda/x/../x", "/pkgs/x.sh"):
+                ours.upstreams[0].says[path] = ranged(b"evil")
+                assert get(ours, path).status == 404
+            assert ours.asked == []
+            ours.upstreams[0].says[A] = ranged(b"the package")
+            assert get(ours, A).body == b"the package"
+
+
+def test_site_of_installers_alone(tmp_path: Path) -> None:
+    nothing: dict[str, Any] = {"conda_mirror_repos": [], "conda_mirror_cloud": []}
+    with conda_site(tmp_path, **nothing) as ours:
+        ours.upstreams[0].says |= {path: ranged(b"the installer") for path in (LATEST, INSTALLER)}
+        assert get(ours, LATEST).body == get(ours, INSTALLER).body == b"the installer"
+        assert get(ours, A).status == 404
 
 
 # ---- what is kept, for the engine --------------------------------------------------------------------------------
@@ -1047,7 +1250,6 @@ def test_without_on_demand_the_site_asks_nobody() -> None:
 
 # ---- no open proxy -----------------------------------------------------------------------------------------------
 
-A = f"{MAIN}a-1.0-0.conda"
 ATTACKS = [
     # Paths that are none of ours.
     *(
@@ -1089,8 +1291,37 @@ ATTACKS = [
                     "channeldata.json",
                 )
             ),
-            "/anaconda/miniconda/Miniconda3-latest-Linux-x86_64.sh",
             "/anaconda/pkgs/channeldata.json",
+            # Installers of undeclared folders and suffixes, and paths that only look like those of declared ones.
+            "/anaconda/miniforge/Miniforge3-latest-Linux-x86_64.sh",
+            "/anaconda/miniconda/Miniconda3-latest-MacOSX-arm64.sh",
+            "/anaconda/miniconda/Miniconda3-1.0-Linux-x86_64.sh.exe",
+            "/anaconda/miniconda/Miniconda3-latest-Linux-x86_64xsh",
+            "/anaconda/miniconda/Linux-x86_64.sh",
+            "/anaconda/miniconda/index.html",
+            "/anaconda/miniconda/a-1.0-0.conda",
+            "/anaconda/miniconda/repodata.json",
+            "/anaconda/miniconda/sub/Miniconda3-latest-Linux-x86_64.sh",
+            "/anaconda/miniconda/sub%2fMiniconda3-latest-Linux-x86_64.sh%2fx",
+            "/anaconda/miniconda/..%2fMiniconda3-latest-Linux-x86_64.sh",
+            "/anaconda/miniconda/%252e%252e%252fMiniconda3-latest-Linux-x86_64.sh",
+            "/anaconda/miniconda/.Miniconda3-latest-Linux-x86_64.sh",
+            "/anaconda/miniconda/Miniconda3-latest-Linux-x86_64.sh%0a",
+            "/anaconda/miniconda/Miniconda3-latest%0d%0aX-Evil:%201-Linux-x86_64.sh",
+            "/anaconda/miniconda/Miniconda3-latest%00-Linux-x86_64.sh",
+            "/anaconda/miniconda/Miniconda3-latest-Linux-x86_64.sh%3fx",
+            "/anaconda/miniconda/Miniconda3-latest-Linux-x86_64.sh/",
+            "/anaconda/miniconda/Miniconda3%20HTTP/1.1-Linux-x86_64.sh",
+            "/anaconda/miniconda/@evil.example-latest-Linux-x86_64.sh",
+            "/anaconda/miniconda/$host-latest-Linux-x86_64.sh",
+            f"/anaconda/miniconda/{'a' * 200}-Linux-x86_64.sh",
+            "/anaconda/MINICONDA/Miniconda3-latest-Linux-x86_64.sh",
+            "/anaconda/pkgs/miniconda/Miniconda3-latest-Linux-x86_64.sh",
+            "/anaconda/cloud/archive/Anaconda3-1.0-Linux-x86_64.sh",
+            "/anaconda/pkgs/main/linux-64/Miniconda3-latest-Linux-x86_64.sh",
+            "/miniconda/Miniconda3-latest-Linux-x86_64.sh",
+            "/+kept/miniconda/Miniconda3-1.0-Linux-x86_64.sh",
+            "/anaconda/+kept/miniconda/Miniconda3-1.0-Linux-x86_64.sh",
             f"/anaconda{MAIN}a-1.0-0.conda/",
             f"/anaconda{MAIN}a-1.0-0.conda;x",
             f"/anaconda{MAIN}a-1.0-0.conda%3fx",
@@ -1146,7 +1377,7 @@ ATTACKS = [
     *(
         f"{method} /anaconda{path} HTTP/1.1\r\nHost: mirror.lan\r\nContent-Length: 0"
         for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND", "TRACE", "EVIL")
-        for path in (A, f"{MAIN}repodata.json")
+        for path in (A, f"{MAIN}repodata.json", LATEST, INSTALLER)
     ),
 ]
 
