@@ -204,22 +204,22 @@ class Installers:
 
     def publish(self) -> None:
         """Publish the listings that came since the last time; delete what is held in place of other bytes."""
-        mirror = self._mirror
-        for dist, news in self._news.items():
-            listing.write(mirror.store, dist, self.listings[dist])
-            mirror.memory.note(f"{PAGE}{dist}", news)
-        for path in self.outdated:
-            mirror.store.remove(path)
-            mirror.memory.forget(str(path.parent), [path.name])
+        # What cannot be written now is the next run's.
+        news, self._news = self._news, {}
+        outdated, self.outdated = self.outdated, []
+        store, memory = self._mirror.store, self._mirror.memory
+        for dist, noted in news.items():
+            listing.write(store, dist, self.listings[dist])
+            memory.note(f"{PAGE}{dist}", noted)
+        for path in outdated:
+            self._report.deleted += store.remove(path)
+            memory.forget(str(path.parent), [path.name])
             self._ledger.entries.pop(str(path), None)
             log.info("%s: deleted, since the upstream has another by now, which comes on demand", path)
-        if self.outdated:
+        if outdated:
             self._ledger.save()
-            self._report.deleted += len(self.outdated)
-        if self._news or self.outdated:
+        if news or outdated:
             self.show()
-        self._news.clear()
-        self.outdated.clear()
 
     def show(self) -> None:
         """Publish the pages of what comes on demand, with what is held now."""

@@ -92,6 +92,7 @@ class Lab:
     def publish(self, *, leave_out: tuple[str, ...] = ()) -> None:
         """Have the engine refresh the served indexes from the upstream's, which name the packages as they are now."""
         subdirs = {path.rpartition("/")[0] for path in self.packages}
+        subdirs |= {"/pkgs/main/linux-64"} if self.installers else set()
         for subdir in subdirs | {"/pkgs/main/noarch", "/cloud/conda-forge/noarch"}:
             records = {
                 path.rpartition("/")[2]: self.record(path)

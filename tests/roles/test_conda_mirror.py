@@ -153,7 +153,8 @@ def test_names_are_those_of_entries_of_either_form() -> None:
         ({"conda_mirror_index_minutes": "45", "conda_mirror_cache_dir": "/b/"}, (48, 45, Path("/b/lanmirror-conda"))),
         ({"conda_mirror_cron_weekday": "sun"}, (192, 30, Path("/var/cache/lanmirror-conda"))),
         ({"conda_mirror_cron_enabled": "no"}, (0, 0, Path("/var/cache/lanmirror-conda"))),
-        ({"conda_mirror_on_demand": "no", "conda_mirror_repos": ["main"], "conda_mirror_cloud": []}, (48, 30, None)),
+        ({"conda_mirror_on_demand": "no", "conda_mirror_repos": ["main"], "conda_mirror_cloud": [],
+          "conda_mirror_installers": {}}, (48, 30, None)),
     ],
 )  # fmt: skip
 def test_watchdog_judges_by_the_schedule(tmp_path: Path, variables: dict[str, Any], wanted: tuple[Any, ...]) -> None:
@@ -723,4 +724,4 @@ def test_page_has_what_the_command_line_shows() -> None:
 def test_defaults_are_no_more_than_those_of_the_engine_say() -> None:
     ours = defaults("conda_mirror")
     differing = {key for key, value in DEFAULTS.items() if ours.get(f"conda_mirror_{key}", value) != value}
-    assert differing == {"min_free_gib", "on_demand", "repos", "cloud"}
+    assert differing == {"min_free_gib", "on_demand", "repos", "cloud", "installers"}
