@@ -86,8 +86,8 @@ def lab(start_devpi: Callable[..., Devpi], tmp_path_factory: pytest.TempPathFact
             assert devpi.get(f"/root/pypi/+simple/project{number}/").status_code == 200
         file = f"/root/pypi/+f/{digest[:3]}/{digest[3:16]}/project0-0.tar.gz"
         assert requests.get(devpi.url + file, timeout=30).content == b"cached"
-    devpi.declare("root/dev", type="stage", bases=["root/pypi"])
-    upload(devpi, "root/dev", "tool-1.0.tar.gz", b"tool")
+        devpi.declare("root/dev", type="stage", bases=["root/pypi"])
+        upload(devpi, "root/dev", "tool-1.0.tar.gz", b"tool")
     yield devpi
     devpi.stop()
 

@@ -292,14 +292,19 @@ def test_base_that_fails_is_an_error_and_one_that_has_it_not_is_none(
     assert names(devpi.get(page)) == ["six-3.0.0.zip", "six-3.0.1.zip"]
 
 
-def test_nobody_outside_is_asked_for_the_name_of_an_upload(devpi: Devpi, upstream: Upstream, order: str) -> None:
-    upload(devpi, order, "six-9.0.zip", b"private")
-    assert names(devpi.get(f"/{order}/+simple/six/")) == ["six-9.0.zip"]
+def test_nobody_outside_is_asked_for_the_name_of_an_upload_but_at_the_first(
+    devpi: Devpi, upstream: Upstream, order: str
+) -> None:
+    upload(devpi, order, "own-9.0.zip", b"private")
+    # Whether the name is somebody else's.
+    assert upstream.paths() == ["/one/own/", "/two/own/"]
+    upload(devpi, order, "own-9.1.zip", b"private")
+    assert names(devpi.get(f"/{order}/+simple/own/")) == ["own-9.0.zip", "own-9.1.zip"]
     assert set(
-        devpi.get(f"/{order}/six", accept="application/json", **{"User-Agent": "devpi-client/7"}).json()["result"]
-    ) == {"9.0"}
-    assert "six-9.0.zip" in devpi.get(f"/{order}/+simple/six/", accept="text/html").text
-    assert upstream.asked == []
+        devpi.get(f"/{order}/own", accept="application/json", **{"User-Agent": "devpi-client/7"}).json()["result"]
+    ) == {"9.0", "9.1"}
+    assert "own-9.0.zip" in devpi.get(f"/{order}/+simple/own/", accept="text/html").text
+    assert len(upstream.asked) == 2
 
 
 def test_name_on_the_list_is_looked_for_in_mirrors_whoever_asked_before(

@@ -278,6 +278,20 @@ def test_eviction_keeps_what_is_used_uploaded_being_written_or_devpis_last_chang
     assert Known(devpi.state).numbers()["evicted_files_total"] == 2
 
 
+def test_files_that_rules_hide_count_and_go_as_the_others(devpi: Settings) -> None:
+    hidden = devpi.data / "+files/+held/root/pypi/2/+f/e/f/hidden.whl"
+    hidden.parent.mkdir(parents=True)
+    hidden.write_bytes(bytes(100))
+    later = time.time() + 60
+    devpi.log.write_text("".join(line(f"/root/pypi/+f/a/b/{name}.whl", at=later) for name in ("old", "new")))
+    assert evict(replace(devpi, max_cached=400))
+    assert Known(devpi.state).numbers()["cached_bytes"] == 400
+    assert hidden.exists()
+    assert evict(replace(devpi, max_cached=350))
+    assert not hidden.exists()
+    assert names(devpi) == {"old.whl", "new.whl", "last.whl", "own.whl", "x.whl-0123456789abcdef-tmp"}
+
+
 def test_nothing_is_evicted_that_was_just_written_or_while_devpi_cannot_be_asked(
     devpi: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -195,6 +195,34 @@ def test_refusal_is_devpis_own_and_kept_for_seconds_alone(ours: Site, name: str,
     assert len(kept) == (status == 404)
 
 
+def test_page_of_other_rules_is_asked_for_anew_within_five_seconds(tmp_path: Path) -> None:
+    """devpi tells of a change by the time of a file, and Nginx needs nothing more of it: not even that it is there."""
+    told = tmp_path / "data/.lanmirror-rules"
+
+    def first_with(body: bytes) -> None:
+        began = time.monotonic()
+        while running.ask(PAGE.format("six")).body != body:
+            assert time.monotonic() < began + 5
+            time.sleep(0.05)
+
+    with site(tmp_path) as running:
+        for at, body in ((None, b"none"), (1000, b"one"), (2000, b"two")):
+            if at is not None:
+                told.write_text("{}")
+                os.utime(told, (at, at))
+            running.devpi.page(PAGE.format("six"), body)
+            first_with(body)
+        running.devpi.stop()
+        # The same rules again: their page is still there, and good.
+        os.utime(told, (1000, 1000))
+        first_with(b"one")
+        # What cannot be read is as none, for which there was a page as well.
+        told.unlink()
+        told.mkdir()
+        first_with(b"none")
+        assert "rules" not in running.errors
+
+
 @pytest.mark.parametrize(
     "path", [PAGE.format("Flask_SQLAlchemy"), STAGE.format("zope.thing"), "/root/pypi/+simple/idna"]
 )

@@ -16,7 +16,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .asking import indexes
@@ -24,14 +24,25 @@ from .journal import NOTICE, WARNING, tell
 from .known import Known
 from .settings import GIB, Settings
 
+# Below `+files`, where the plugin sets files aside.
+HELD = "+held"
+
 
 @dataclass(frozen=True)
 class Stored:
-    """A file that devpi has stored; `path` is that of its URL without the first slash."""
+    """A file that devpi has stored.
+
+    Attributes:
+        path: Of its URL, without the first slash.
+        size: In bytes.
+        written: When it was, seconds since the epoch.
+        place: Where it is below `+files`, if that is not its path: the rules of its mirror hide it, or did.
+    """
 
     path: str
     size: int
     written: float
+    place: str = ""
 
     @property
     def subject(self) -> str:
@@ -86,6 +97,14 @@ def stored(folder: Path, root: Path) -> Iterator[Stored]:
                 yield Stored(os.path.relpath(entry.path, root), stat.st_size, written)
 
 
+def held(name: str, root: Path) -> Iterator[Stored]:
+    """Yield the files of a mirror that are set aside (`lanmirror_devpi.held`), in numbered folders."""
+    folder = root / HELD / name
+    for file in stored(folder, folder):
+        number, _, below = file.path.partition("/")
+        yield replace(file, path=f"{name}/{below}", place=f"{HELD}/{name}/{number}/{below}")
+
+
 def last_change(database: Path) -> bytes:
     """Return devpi's last change as it stands in its database, with the paths of the files that it wrote.
 
@@ -109,7 +128,7 @@ def evict(settings: Settings) -> bool:
     sizes: dict[str, int] = {"mirror": 0, "stage": 0}
     mirrors: list[Stored] = []
     for name, kind in types.items():
-        files = list(stored(root / name, root))
+        files = [*stored(root / name, root), *held(name, root)]
         sizes[kind] = sizes.get(kind, 0) + sum(file.size for file in files)
         mirrors += files if kind == "mirror" else []
     now = time.time()
@@ -118,7 +137,7 @@ def evict(settings: Settings) -> bool:
     for file in chosen:
         # One at a time, so that what is counted is what is gone.
         with known.change():
-            (root / file.path).unlink(missing_ok=True)
+            (root / (file.place or file.path)).unlink(missing_ok=True)
             known.add({"evicted_files_total": 1, "evicted_bytes_total": file.size})
             known.set({"last_eviction_timestamp_seconds": now})
     left = sizes["mirror"] - sum(file.size for file in chosen)

@@ -22,6 +22,10 @@ database, so replicas, backups and upgrades carry it.
     keep.py      how a file, and the metadata of a wheel, is got and stored
     files.py     who gets which answer: devpi's views of files, and the contract with Nginx
     passwords.py how many passwords are checked at a time, and who may upload
+    policy.py    which files are shown, by rules; pure
+    coming.py    the settings of a mirror with such rules: `min_age_days`, `block`, `allow`
+    held.py      stored files that the rules hide, set aside where Nginx does not find them
+    own_names.py uploads of a name that a mirror below the index has
     flat.py      the setting `flat`: an upstream of one page
     told.py      which upstreams answer, for the watchdog
 

@@ -9,7 +9,7 @@ What is stored, Nginx sends without devpi. For the rest it asks here, with `X-La
   can be had, but not stored: then each of them asks again, without `X-Lanmirror-Accel`, and gets it for itself;
 - the file as it comes, to the first client;
 - a small part of it, straight from the upstream, where no more than that was asked for;
-- an error.
+- an error, as 403 where the rules of the index hide the file.
 
 Who asks without that header, as replicas do, waits here for the end of somebody else's download.
 
@@ -18,6 +18,7 @@ Nothing is answered within a transaction of devpi's: a view returns what is to b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -31,7 +32,7 @@ from devpi_server.readonly import get_mutable_deepcopy
 from pyramid.httpexceptions import HTTPFound
 from pyramid.response import Response
 
-from lanmirror_devpi import entries, outside
+from lanmirror_devpi import coming, entries, outside
 from lanmirror_devpi.answers import ACCEL, METADATA, WORDS, Later, Wanted, headers_of, later, on_disk, refusal, stored
 from lanmirror_devpi.fetch import Downloads, Outcome
 from lanmirror_devpi.keep import hashes_of, metadata_in, wanted_file, wanted_metadata
@@ -39,6 +40,7 @@ from lanmirror_devpi.replace import replace
 from lanmirror_devpi.sources import Check, FetchError, checked
 
 STATUS = "X-Lanmirror-Status"
+UNPRINTABLE = re.compile(r"[^ -~]")
 # Asked by Nginx alone.
 STORED = "/+lanmirror/stored/"
 
@@ -50,6 +52,8 @@ def factory(handler: Callable[[Any], Any], registry: Any) -> Callable[[Any], Any
     def tween(request: Any) -> Any:
         if request.environ.get("PATH_INFO", "").startswith(STORED):
             return told_when_stored(xom, request.path_info.removeprefix(STORED))
+        # For an answer that has looked at something outside of the transaction before.
+        request.lanmirror_again = lambda: handler(request)
         answer = handler(request)
         if isinstance(answer, Later):
             try:
@@ -83,8 +87,16 @@ def file_view(self: Any) -> Any:
         views.abort(request, HTTPStatus.METHOD_NOT_ALLOWED, "files are read")
     file, is_metadata = path.removesuffix(METADATA), path.endswith(METADATA)
     stage = self.context.stage
+    is_mirror = stage.ixconfig["type"] == "mirror"
+    # By its name first: nobody is asked for what is blocked.
+    if is_mirror and (answer := hidden(self, stage, file, asked=False)):
+        return answer
+    if is_mirror:
+        xom.lanmirror_held.settle(stage.name, coming.of_stage(stage).key)
     entry = entry_of(self, stage, file)
     meta = dict(entry.meta)
+    if is_mirror and (answer := hidden(self, stage, file, asked=True)):
+        return answer
     # A replica that follows asks for what was deleted since, as well.
     if not meta or (replica.H_REPLICA_FILEREPL in request.headers and not entry.key.exists()):
         views.abort(request, HTTPStatus.GONE, "file existed, deleted in later serial")
@@ -92,10 +104,11 @@ def file_view(self: Any) -> Any:
         views.apireturn(HTTPStatus.OK, type="releasefilemeta", result=get_mutable_deepcopy(entry.meta))
     if not request.has_permission("pkg_read"):
         views.apireturn(HTTPStatus.FORBIDDEN, "package read forbidden")
+    known = entries.known(stage, file) if is_mirror else None
+    if is_mirror and not on_disk(xom, path).is_file():
+        xom.lanmirror_held.bring_back(file, coming.about(file, meta, known))
     if on_disk(xom, path).is_file():
         return stored(xom, path, accel=request.headers.get(ACCEL) == "1")
-    is_mirror = stage.ixconfig["type"] == "mirror"
-    known = entries.known(stage, file) if is_mirror else None
     if not is_metadata:
         return missing(self, stage, path, meta, known)
     if not is_mirror:
@@ -106,7 +119,34 @@ def file_view(self: Any) -> Any:
     promised = (known and known.core_metadata) or stage.provides_core_metadata
     if not promised and not on_disk(xom, file).is_file():
         views.abort(request, HTTPStatus.NOT_FOUND, "the upstream offers no metadata of this file")
-    return later(lambda: wanted_metadata(wheel, meta, promised).answer(request))
+    return later(lambda: wanted_metadata(stage, wheel, meta, promised).answer(request))
+
+
+def hidden(self: Any, stage: Any, path: str, *, asked: bool) -> Response | None:
+    """Return the answer for a file of a mirror that its rules hide, None where they do not.
+
+    Args:
+        self: devpi's view.
+        stage: The mirror.
+        path: Of the file's URL, without the first slash.
+        asked: Whether the upstream was asked for its page; before that, its age may not be known.
+    """
+    rules = coming.of_stage(stage)
+    if not rules.key:
+        return None
+    known, entry = entries.known(stage, path), self.xom.filestore.get_file_entry(path)
+    about = coming.about(path, entry.meta if entry is not None else {}, known)
+    refused = about.refusal(rules, aged=asked or known is not None)
+    if refused is None:
+        return None
+    if replica.H_REPLICA_FILEREPL in self.request.headers:
+        # It takes this for an answer, and asks no more; its own rules are the same.
+        views.abort(self.request, HTTPStatus.GONE, refused.why)
+    # In the status line too, which is all that pip shows of it.
+    words = UNPRINTABLE.sub("?", refused.why)
+    answer = Response(f"{words}\n", status=f"403 {words}", content_type="text/plain", charset="utf-8")
+    answer.headers["Cache-Control"] = "no-store"
+    return answer
 
 
 def entry_of(self: Any, stage: Any, path: str) -> Any:
@@ -220,6 +260,7 @@ def install(xom: Any) -> None:
         """Remove a file that devpi deletes, with the metadata beside it."""
         found: list[str] = remove_file(self)
         Path(f"{self.path}{METADATA}").unlink(missing_ok=True)
+        xom.lanmirror_held.forget(self.path.relative_to(on_disk(xom, "")).as_posix())
         return found
 
     remove_file = replace(filestore_fs.File, "remove", remove)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 from devpi_server import filestore
 from devpi_server.log import threadlog
 
-from lanmirror_devpi import entries, outside
+from lanmirror_devpi import coming, entries, outside
 from lanmirror_devpi.answers import METADATA, Wanted, on_disk
 from lanmirror_devpi.fetch import Job, Outcome
 from lanmirror_devpi.sources import Bytes, FetchError, FirstOf, Ready, Upstream
@@ -59,10 +59,29 @@ def wanted_file(stage: Any, path: str, meta: Mapping[str, Any], known: entries.K
         path=path,
         hashes=hashes,
         source=lambda: first_of(list(map(upstream, ways(xom, path, url)))),
-        store=partial(store, xom, path, meta),
+        store=partial(store_by_the_rules, stage, path, meta, partial(store, xom, path, meta)),
         is_stored=on_disk(xom, path).is_file,
     )
     return Wanted(xom, client, ways(xom, path, url)[0], job, size, max(silence, patience(xom)))
+
+
+def store_by_the_rules(  # noqa: PLR0917 - the last three are Job's
+    stage: Any,
+    path: str,
+    meta: Mapping[str, Any],
+    store: Callable[[Path, Mapping[str, str], str], None],
+    temporary: Path,
+    digests: Mapping[str, str],
+    modified: str,
+) -> None:
+    """Store a file; where the rules of its index have changed meanwhile, and hide it, it is set aside at once."""
+    held = stage.xom.lanmirror_held
+    with held.storing():
+        store(temporary, digests, modified)
+    if held.has_rules(stage.name):
+        with stage.xom.keyfs.read_transaction():
+            about = coming.about(path, meta, entries.known(stage, path))
+        held.look(path, about)
 
 
 def ways(xom: Any, path: str, url: str) -> list[str]:
@@ -129,10 +148,11 @@ def store(  # noqa: PLR0917 - the last three are Job's
         xom.lanmirror_together.run(write)
 
 
-def wanted_metadata(wheel: Wanted, meta: Mapping[str, Any], promised: Any) -> Wanted:
+def wanted_metadata(stage: Any, wheel: Wanted, meta: Mapping[str, Any], promised: Any) -> Wanted:
     """Return how to get the metadata of a wheel (PEP 658).
 
     Args:
+        stage: Its index.
         wheel: The wheel.
         meta: Its entry.
         promised: What its page tells of its metadata (PEP 714).
@@ -154,7 +174,7 @@ def wanted_metadata(wheel: Wanted, meta: Mapping[str, Any], promised: Any) -> Wa
         path=path,
         hashes=hashes,
         source=source,
-        store=partial(store_beside, on_disk(xom, path)),
+        store=partial(store_by_the_rules, stage, wheel.job.path, meta, partial(store_beside, on_disk(xom, path))),
         is_stored=on_disk(xom, path).is_file,
     )
     return Wanted(xom, wheel.client, urls[0], job, None, wheel.silence, kind=METADATA)

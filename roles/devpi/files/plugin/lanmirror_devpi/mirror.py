@@ -34,7 +34,7 @@ from devpi_server import mirror
 from devpi_server.log import threadlog
 from devpi_server.normalized import normalize_name
 
-from lanmirror_devpi import links, outside, page
+from lanmirror_devpi import coming, links, outside, page
 from lanmirror_devpi.flat import FLAT
 from lanmirror_devpi.replace import replace
 from lanmirror_devpi.times import MISSING, Store, Times
@@ -672,8 +672,10 @@ def install(xom: Any, *, max_stale: float, limit: float, told: Told) -> None:
 
     def get_simplelinks_perstage(self: Any, project: Any) -> Any:
         """Return the links of a project, for what is not a page: versions, for example."""
+        if coming.of_stage(self).blocks_all_of(project):
+            return self.SimpleLinks([])
         known, stale = get(self, project)
-        return self.SimpleLinks(links.links_of(self.name, known.page), stale=stale)
+        return self.SimpleLinks(links.links_of(self.name, coming.page_of(self, known)), stale=stale)
 
     def _load_cache_links(self: Any, project: Any) -> tuple[bool, Any, int, None]:
         """Return the links that are known, for devpi's deletions."""

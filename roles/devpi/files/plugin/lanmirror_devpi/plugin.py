@@ -8,7 +8,21 @@ from typing import Any
 from devpi_server.config import hookimpl
 from pyramid.tweens import INGRESS
 
-from lanmirror_devpi import bases, entries, files, flat, mirror, outside, passwords, replica, uploaded, view
+from lanmirror_devpi import (
+    bases,
+    coming,
+    entries,
+    files,
+    flat,
+    held,
+    mirror,
+    outside,
+    own_names,
+    passwords,
+    replica,
+    uploaded,
+    view,
+)
 from lanmirror_devpi.together import Together
 from lanmirror_devpi.told import Told
 
@@ -16,6 +30,7 @@ from lanmirror_devpi.told import Told
 @hookimpl
 def devpiserver_add_parser_options(parser: Any) -> None:
     """Add our options, which stand in devpi-server.yml as devpi's own do."""
+    held.configure()
     group = parser.addgroup("lanmirror")
     group.addoption(
         "--lanmirror-max-stale",
@@ -67,8 +82,11 @@ def devpiserver_cmdline_run(xom: Any) -> None:
     )
     flat.install()
     outside.install()
+    coming.install()
     entries.install(xom)
+    held.install(xom)
     files.install(xom)
+    own_names.install()
     passwords.install(xom)
     # By default waitress waits with select(2), which knows no more than 1024 open files.
     xom.config.waitress_info["kwargs"]["asyncore_use_poll"] = True

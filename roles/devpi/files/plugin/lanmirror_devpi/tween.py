@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gzip
 import re
+import time
 from collections.abc import Callable
 from http import HTTPStatus
+from math import ceil
 from typing import Any
 
 from pyramid.response import Response
@@ -41,10 +43,14 @@ def factory(handler: Callable[[Any], Any], registry: Any) -> Callable[[Any], Any
     """Return the tween (https://docs.pylonsproject.org/projects/pyramid/en/2.0-branch/narr/hooks.html#tweens)."""
     xom = registry["xom"]
     arguments = xom.config.args
-    kept = (
-        f"s-maxage={arguments.lanmirror_pages_fresh}, stale-while-revalidate={arguments.lanmirror_pages_behind}, "
-        f"stale-if-error={arguments.lanmirror_max_stale:.0f}"
-    )
+
+    def kept(changes: float | None) -> str:
+        """Return how long Nginx may keep a page: it asks anew when a file of it comes of age."""
+        fresh, behind = arguments.lanmirror_pages_fresh, arguments.lanmirror_pages_behind
+        if changes is not None:
+            left = max(1, ceil(changes - time.time()))
+            fresh, behind = min(fresh, left), min(behind, max(0, left - fresh))
+        return f"s-maxage={fresh}, stale-while-revalidate={behind}, stale-if-error={arguments.lanmirror_max_stale:.0f}"
 
     def tween(request: Any) -> Any:
         response = handler(request)
@@ -63,7 +69,9 @@ def factory(handler: Callable[[Any], Any], registry: Any) -> Callable[[Any], Any
                 del response.headers[name]
         if response.status_code in {HTTPStatus.OK, HTTPStatus.NOT_FOUND} and is_of_mirror(request):
             missing = response.status_code == HTTPStatus.NOT_FOUND
-            response.headers["Cache-Control"] = f"s-maxage={MISSING_FRESH}" if missing else kept
+            response.headers["Cache-Control"] = (
+                f"s-maxage={MISSING_FRESH}" if missing else kept(getattr(request, "lanmirror_changes", None))
+            )
         else:
             response.headers["Cache-Control"] = "no-cache"
         if response.location:

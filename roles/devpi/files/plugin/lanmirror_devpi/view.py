@@ -13,6 +13,7 @@ import gzip
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,10 +26,11 @@ from devpi_common.metadata import BasenameMeta, splitbasename
 from devpi_server import views
 from pyramid.response import Response
 
-from lanmirror_devpi import bases, mirror, uploaded
+from lanmirror_devpi import bases, coming, mirror, policy, uploaded
 from lanmirror_devpi.answers import later
 from lanmirror_devpi.kept import Kept, packed
 from lanmirror_devpi.page import File, Page, belongs
+from lanmirror_devpi.policy import Policy
 from lanmirror_devpi.replace import replace
 from lanmirror_devpi.tween import Redirect, takes_gzip
 
@@ -58,12 +60,14 @@ class Source:
         state: Differs whenever the page does.
         serial: What the upstream gave with it (header X-PyPI-Last-Serial), -1 for none.
         page: Returns it, and whether it is whole; takes its time.
+        changes: When it changes although nobody changes anything, since a file comes of age; None for never.
     """
 
     index: str
     state: Any
     serial: int
     page: Callable[[], tuple[Page, bool]]
+    changes: float | None = None
 
 
 def sources_of(stage: Any, project: Any) -> list[Source]:
@@ -71,20 +75,43 @@ def sources_of(stage: Any, project: Any) -> list[Source]:
     found = []
     for base in bases.counting(stage, project):
         if base.ixconfig["type"] == "mirror":
+            rules = coming.of_stage(base)
+            if rules.blocks_all_of(project):
+                # Nobody is asked for the name. An empty page, since 404 has some clients look in another index.
+                found.append(Source(base.name, rules.key, -1, partial(nothing, str(project))))
+                continue
             try:
                 known, _ = mirror.get(base, project)
             except base.UpstreamNotFoundError:
                 continue
-            found.append(Source(base.name, known.mark, known.serial, partial(page_of_mirror, known)))
+            now = time.time()
+            changes = coming.comes(rules, known, now)
+            page = partial(page_of_mirror, known, rules, now)
+            found.append(Source(base.name, (known.mark, rules.key, changes), known.serial, page, changes))
         else:
             state = uploaded.state(base, project)
             found.append(Source(base.name, state, -1, partial(uploaded.page, base, project)))
     return found
 
 
-def page_of_mirror(known: Any) -> tuple[Page, bool]:
-    """Return the page of a mirror, which is whole."""
-    return known.page, True
+def nothing(project: str) -> tuple[Page, bool]:
+    """Return the page of a project that the rules block as a whole."""
+    return Page(project, (), {}), True
+
+
+def page_of_mirror(known: Any, rules: Policy, now: float) -> tuple[Page, bool]:
+    """Return the page of a mirror, with what its rules show of it at that time, which is whole."""
+    return (policy.shown(rules, known.page, now).page if rules.key else known.page), True
+
+
+def note(base: Any, project: Any) -> str:
+    """Return what people are told of the files that the rules of an index hide, "" where there are none."""
+    rules = coming.of_stage(base)
+    if rules.blocks_all_of(project):
+        return f"The rules of {base.name} block {project}."
+    known = mirror.known_here(base, project) if rules.key else None
+    hidden = policy.shown(rules, known.page, time.time()).hidden if known else 0
+    return f"The rules of {base.name} hide {hidden} files." if hidden else ""
 
 
 # --- one page of several ---------------------------------------------------------------------------------------------
@@ -209,6 +236,7 @@ class Pages:
             views.abort(request, 502, error.msg)
         if not sources:
             views.abort(request, 404, f"The project {project} does not exist.")
+        request.lanmirror_changes = min((at.changes for at in sources if at.changes is not None), default=None)
         content_type = content_type_of(request.accept)
         is_for_people = content_type != JSON and not views.is_requested_by_installer(request)
         body, is_packed = (
@@ -270,6 +298,9 @@ class Pages:
                     "<p><strong>INFO:</strong> Because this project isn't in the <code>mirror_whitelist</code>, "
                     f"no releases from <strong>{index}</strong> are included.</p>"
                 )
+        for base in bases.counting(stage, project):
+            if why := note(base, project):
+                more += f"<p><strong>INFO:</strong> {escape(why)}</p>"
         return page.replace("</h1>\n", f"</h1>\n{more}", 1).encode(errors="xmlcharrefreplace")
 
 
