@@ -185,14 +185,14 @@ def test_pages_that_came_together_run_out_one_after_the_other() -> None:
     site = render("devpi", "devpi-http.conf.j2")
     found = re.search(r"(?s)split_clients \$uri \$devpi_memory_page_seconds \{(.+?)\n\}", site)
     assert found
-    assert re.findall(r"(\S+) (\d+);", found[1]) == [("16.6%", str(n)) for n in range(5, 10)] + [("*", "10")]
+    assert re.findall(r"(\S+) (\d+);", found[1]) == [("33.3%", "2"), ("33.3%", "3"), ("*", "4")]
 
 
 def test_files_of_the_site_stand_alone_in_the_order_in_which_they_are_checked() -> None:
     http = render("devpi", "devpi-http.conf.j2")
-    made = set(re.findall(r"(?:map|split_clients) .+ \$(\w+) \{|\(\?<(\w+)>", http))
+    made = set(re.findall(r"(?:map|split_clients) .+ \$(\w+) \{|\(\?<(\w+)>|auth_request_set \$(\w+) ", http))
     used = set(re.findall(r"\$(devpi_\w+)", http))
-    assert used <= {name for pair in made for name in pair}
+    assert used <= {name for group in made for name in group}
 
 
 def test_key_of_a_page_changes_with_the_settings_of_its_mirror() -> None:
@@ -275,8 +275,45 @@ def test_official_upstream_is_devpis_own() -> None:
         "mirror_cache_expiry": 1800,
         "flat": False,
         "file_hosts": [],
+        "min_age_days": 0,
+        "min_age_undated": "hidden",
+        "block": "",
+        "allow": "",
         "official": True,
     }
+
+
+def test_rules_of_an_index_count_in_place_of_those_for_all() -> None:
+    settings = evaluate(
+        "devpi",
+        "{{ __devpi_indexes }}",
+        devpi_min_age_days="7",
+        devpi_block=["evil", " pkg>=2,<2.3"],
+        devpi_indexes={
+            "root/own": {"type": "mirror", "block": [], "allow": ["a", "b"], "min_age_days": "0"},
+            "lab/dev": {"type": "stage"},
+        },
+    )
+    rules = ("min_age_days", "min_age_undated", "block", "allow")
+    assert [settings["root/pypi"][key] for key in rules] == [7, "hidden", "evil\npkg>=2,<2.3", ""]
+    assert [settings["root/own"][key] for key in rules] == [0, "hidden", "", "a\nb"]
+    assert not set(rules) & set(settings["lab/dev"])
+
+
+def test_key_of_a_page_has_the_rules_from_devpi_and_not_from_the_configuration() -> None:
+    """So a change of them loads nothing in Nginx, and holds when devpi has it and not before."""
+    plain = render("devpi", "devpi-http.conf.j2")
+    assert render("devpi", "devpi-http.conf.j2", devpi_block=["evil"], devpi_min_age_days=3) == plain
+    disk = plain.partition("server_name disk.lanmirror;")[2].partition("\nserver {")[0]
+    assert set(re.findall(r"proxy_cache_key (.+);", disk)) == {'"$http_x_generation$devpi_rules|$http_accept|$uri"'}
+    # The single flight tells them apart as well.
+    assert "proxy_set_header X-Generation $http_x_generation$devpi_rules;" in disk
+
+
+def test_diff_shows_a_rule_a_line() -> None:
+    assert devpi.shown({"block": "evil\npkg>=2", "title": "a\nb"}) == (
+        '{\n  "block": [\n    "evil",\n    "pkg>=2"\n  ],\n  "title": "a\\nb"\n}'
+    )
 
 
 def test_custom_upstream_ends_with_one_slash() -> None:
@@ -354,6 +391,13 @@ CUSTOM = {"devpi_upstream": "custom", "devpi_mirror_url": "https://mirror.exampl
         {"devpi_remove_undeclared": "yes", "devpi_backup_cache": "False", "devpi_mirror_no_project_list": 1},
         {"devpi_data_dir": "/srv/devpi/", "devpi_backup_dir": "/srv/devpi-backups/"},
         {"devpi_address": "2001:db8::1"},
+        {"devpi_min_age_days": "14", "devpi_min_age_undated": "shown"},
+        {"devpi_block": ["*", "Evil", "pkg>=2,<2.3"], "devpi_allow": ["numpy==2.*"]},
+        {
+            "devpi_indexes": {
+                "root/pypi": {"block": ["*"], "allow": ["a"], "min_age_days": "7", "min_age_undated": "shown"}
+            }
+        },
         {
             "devpi_users": [{"name": "alice", "password": "correct horse"}, {"name": "lab"}],
             "devpi_indexes": {
@@ -414,6 +458,21 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
             ["root/x is both official and flat"],
         ),
         ({"devpi_indexes": {"root/x": {"type": "stage", "flat": True}}}, ["root/x is a stage", "flat"]),
+        ({"devpi_indexes": {"root/x": {"type": "stage", "block": ["a"]}}}, ["root/x is a stage", "block"]),
+        ({"devpi_indexes": {"root/pypi": {"blok": ["a"]}}}, ["root/pypi", 'unknown setting "blok"', "block"]),
+        ({"devpi_indexes": {"root/pypi": {"block": "evil"}}}, ["root/pypi", "block", "list"]),
+        ({"devpi_indexes": {"root/pypi": {"allow": ["a", "b>>1"]}}}, ["root/pypi", '"b>>1" in allow', "pkg>=2,<2.3"]),
+        ({"devpi_indexes": {"root/pypi": {"block": ["b[c]"]}}}, ["root/pypi", '"b[c]" in block', "without extras"]),
+        ({"devpi_indexes": {"root/pypi": {"min_age_days": "x"}}}, ["root/pypi", "min_age_days", "from 0 to 36500"]),
+        ({"devpi_indexes": {"root/pypi": {"min_age_days": 99999}}}, ["root/pypi", "99999", "from 0 to 36500"]),
+        ({"devpi_indexes": {"root/pypi": {"min_age_undated": "no"}}}, ["min_age_undated", "'no'", "hidden, shown"]),
+        ({"devpi_min_age_days": "a week"}, ["devpi_min_age_days", '"a week"', "from 0 to 36500"]),
+        ({"devpi_min_age_days": 1.5}, ["devpi_min_age_days", '"1.5"', "whole number"]),
+        ({"devpi_min_age_undated": "maybe"}, ["devpi_min_age_undated", '"maybe"', "hidden, shown"]),
+        ({"devpi_block": "evil"}, ["devpi_block", '"evil"', "INI inventory"]),
+        ({"devpi_block": ["good", "e vil"]}, ["devpi_block", '"e vil"', "pkg>=2,<2.3"]),
+        ({"devpi_block": [7]}, ["devpi_block", '"7"', "a name"]),
+        ({"devpi_allow": ["x; python_version<'3'"]}, ["devpi_allow", "without extras, markers"]),
         ({"devpi_indexes": {"root/pypi": {"file_hosts": "10.0.0.1"}}}, ["root/pypi", "file_hosts", "list"]),
         (
             {"devpi_indexes": {"root/pypi": {"file_hosts": ["10.0.0.1:8080", "http://files.lan/"]}}},

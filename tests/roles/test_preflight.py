@@ -98,6 +98,11 @@ ROWS: dict[str, Row] = {
     ),
     "devpi-user": pypi("devpi_users", '"root"', "not root", devpi_users=[{"name": "root", "password": SECRET}]),
     "devpi-index": pypi("lab/dev", "add it to devpi_users", devpi_indexes={"lab/dev": {"type": "stage"}}),
+    "devpi-block": pypi("devpi_block", '"pkg>>2"', "pkg>=2,<2.3", devpi_block=["evil", "pkg>>2"]),
+    "devpi-min-age": pypi("devpi_min_age_days", '"soon"', "0 to 36500", devpi_min_age_days="soon"),
+    "devpi-index-allow": pypi(
+        "root/pypi", '"a[b]" in allow', "without extras", devpi_indexes={"root/pypi": {"allow": ["a[b]"]}}
+    ),
     "devpi-port-null": pypi("devpi_port is null", "whole number", devpi_port=None),
     "devpi-port-fraction": pypi("devpi_port", '"1.5"', "whole number", devpi_port="1.5"),
     "devpi-list-as-text": pypi("devpi_server_names", "INI inventory", devpi_server_names="pypi.lab.lan"),

@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+# ansible-core needs it itself.
+from packaging.requirements import InvalidRequirement, Requirement
+
 Settings = dict[str, Any]
 
 # The least and the most that each number may be.
@@ -18,6 +21,7 @@ NUMBERS = {
     "devpi_backup_keep": (1, 1000),
     "devpi_max_cached_gib": (0, 1048576),
     "devpi_max_upload_mib": (1, 65536),
+    "devpi_min_age_days": (0, 36500),
     "devpi_min_free_gib": (0, 1048576),
     "devpi_mirror_cache_expiry": (0, 604800),
     "devpi_page_timeout": (5, 3600),
@@ -33,6 +37,7 @@ SWITCHES = (
     "devpi_remove_undeclared",
 )
 CHOICES = {
+    "devpi_min_age_undated": ("hidden", "shown"),
     "devpi_role": ("primary", "replica"),
     "devpi_upstream": ("pypi", "tuna", "aliyun", "ustc", "custom"),
 }
@@ -104,8 +109,12 @@ PEER = re.compile(r"https?://(?P<host>[0-9.]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 PASSWORD = re.compile(r"\S.{6,}\S")
 COMMON = {"type", "title", "description", "custom_data", "volatile"}
 MIRROR = {
+    "allow",
+    "block",
     "file_hosts",
     "flat",
+    "min_age_days",
+    "min_age_undated",
     "official",
     "mirror_url",
     "mirror_web_url_fmt",
@@ -116,8 +125,11 @@ MIRROR = {
     "mirror_use_external_urls",
 }
 STAGE = {"bases", "acl_upload", "acl_toxresult_upload", "mirror_whitelist", "mirror_whitelist_inheritance"}
-LISTS = {"bases", "acl_upload", "acl_toxresult_upload", "file_hosts", "mirror_whitelist"}
-INDEX_NUMBERS = {"mirror_cache_expiry"}
+LISTS = {"allow", "bases", "block", "acl_upload", "acl_toxresult_upload", "file_hosts", "mirror_whitelist"}
+# Lists of rules: devpi stores each as one text, a rule a line.
+RULES = ("allow", "block")
+# The most that each number of an index may be, None for no limit.
+INDEX_NUMBERS = {"min_age_days": 36500, "mirror_cache_expiry": None}
 INDEX_SWITCHES = {
     "flat",
     "official",
@@ -206,6 +218,11 @@ def _of_types(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if not isinstance(value, str) or not (text.form.fullmatch(value) if value or text.needed else True):
             shown = "not what it must be (its value is not shown)" if text.secret else _shown(value)
             yield name, f"{name} is {shown}: it must be {text.allowed}"
+    yield from _of_lists(given)
+
+
+def _of_lists(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield lists that are none or hold something wrong, and an address that is none."""
     names = given["devpi_server_names"]
     if not isinstance(names, list) or not all(isinstance(item, str) and HOST.fullmatch(item) for item in names):
         yield (
@@ -214,6 +231,18 @@ def _of_types(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "for example [pypi.lab.lan]; in an INI inventory devpi_server_names=['pypi.lab.lan'], with -e "
             '\'{"devpi_server_names": ["pypi.lab.lan"]}\'',
         )
+    for name in ("devpi_block", "devpi_allow"):
+        rules = given[name]
+        if not isinstance(rules, list):
+            yield (
+                name,
+                f'{name} is {_shown(rules)}: it must be a list of names, names with versions or "*", for example '
+                f"[evil, \"pkg>=2,<2.3\"]; in an INI inventory {name}=['evil']",
+            )
+            continue
+        wrong = [f"{_shown(rule)}: {why}" for rule in rules if (why := _rule_problem(rule))]
+        if wrong:
+            yield name, f"{name} has {'; '.join(wrong)}"
     address = given["devpi_address"]
     try:
         if address != "":
@@ -310,7 +339,23 @@ def devpi_declared(indexes: Mapping[str, Settings], pypi: Settings, mirror: Sett
             owner = name.partition("/")[0]
             stage = {"volatile": True, "bases": [], "acl_upload": [owner], "acl_toxresult_upload": [":AUTHENTICATED:"]}
             done[name] = {**stage, **given}
+        for key in RULES:
+            if isinstance(done[name].get(key), list):
+                done[name][key] = "\n".join(rule.strip() for rule in done[name][key])
     return done
+
+
+def _rule_problem(rule: Any) -> str:
+    """Return what is wrong with a rule of `block` or `allow`, "" for nothing (policy.parse of the plugin)."""
+    if rule == "*":
+        return ""
+    try:
+        found = Requirement(rule if isinstance(rule, str) else "")
+    except InvalidRequirement:
+        return 'it must be a name, a name with versions such as "pkg>=2,<2.3", or "*"'
+    if found.extras or found.marker or found.url:
+        return "it must be a name or a name with versions, without extras, markers and URLs"
+    return ""
 
 
 def devpi_user_problems(users: Any) -> list[str]:
@@ -448,16 +493,27 @@ def _of_keys(where: str, kind: str, settings: Mapping[str, Any]) -> Iterator[str
         else:
             yield f'{where} has the unknown setting "{key}": allowed are {_list(allowed)}'
     for key, value in settings.items():
-        if key in LISTS and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-            yield f"{where} has {key} {value!r}: it must be a list of texts"
-        elif key == "file_hosts":
-            for host in value:
-                if not FILE_HOST.fullmatch(host):
-                    yield f'{where} has "{host}" in file_hosts: it must be a host or host:port'
-        if key in INDEX_SWITCHES and not isinstance(value, bool):
-            yield f"{where} has {key} {value!r}: allowed are true, false"
-        if key in INDEX_NUMBERS and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            yield f"{where} has {key} {value!r}: it must be a whole number, 0 or more"
+        yield from (f"{where} has {problem}" for problem in _of_value(key, value))
+
+
+def _of_value(key: str, value: Any) -> Iterator[str]:
+    """Yield what is wrong with the value of a setting of an index, with its name."""
+    if key in LISTS and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        yield f"{key} {value!r}: it must be a list of texts"
+    elif key == "file_hosts":
+        yield from (
+            f'"{host}" in {key}: it must be a host or host:port' for host in value if not FILE_HOST.fullmatch(host)
+        )
+    elif key in RULES:
+        yield from (f'"{rule}" in {key}: {why}' for rule in value if (why := _rule_problem(rule)))
+    elif key == "min_age_undated" and value not in CHOICES["devpi_min_age_undated"]:
+        yield f"{key} {value!r}: allowed are hidden, shown"
+    elif key in INDEX_SWITCHES and not isinstance(value, bool):
+        yield f"{key} {value!r}: allowed are true, false"
+    elif key in INDEX_NUMBERS:
+        most = INDEX_NUMBERS[key]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (most and value > most):
+            yield f"{key} {value!r}: it must be a whole number, {'0 or more' if most is None else f'from 0 to {most}'}"
 
 
 def _of_url(where: str, settings: Mapping[str, Any]) -> Iterator[str]:

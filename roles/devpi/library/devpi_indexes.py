@@ -49,7 +49,8 @@ options:
     description:
       - Settings by user/index, in devpi's own words.
       - With C(official) true, C(mirror_url) and C(mirror_web_url_fmt) are those that devpi was made with.
-      - C(flat) is a setting that our plugin adds to devpi.
+      - C(flat), C(file_hosts), C(min_age_days), C(min_age_undated), C(block) and C(allow) are settings that our plugin
+        adds to devpi; the last two are texts with a rule a line.
     type: dict
     required: true
   users:
@@ -112,6 +113,8 @@ print(json.dumps({key: known[key] for key in ("mirror_url", "mirror_web_url_fmt"
 """
 
 Settings = dict[str, Any]
+# Settings that our plugin stores as one text, a rule a line.
+RULES = ("allow", "block")
 
 
 class DevpiError(Exception):
@@ -422,8 +425,11 @@ def run(module: AnsibleModule) -> None:
 
 
 def shown(settings: Settings) -> str:
-    """Return settings as a diff shows them: a line each, in order, no password."""
-    return json.dumps(without_password(settings), indent=2, sort_keys=True)
+    """Return settings as a diff shows them: a line each, in order, no password; of lists of rules, a rule a line."""
+    plain = {
+        key: value.splitlines() if key in RULES and isinstance(value, str) else value for key, value in settings.items()
+    }
+    return json.dumps(without_password(plain), indent=2, sort_keys=True)
 
 
 def main() -> None:
