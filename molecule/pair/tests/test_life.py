@@ -51,7 +51,7 @@ for project in json.loads(read("", "application/json"))["result"]["projects"]:
 UPLOAD = r"""
 import sys, requests
 url, file, version, password = sys.argv[1:]
-about = {":action": "file_upload", "name": "labtool", "version": version}
+about = {":action": "file_upload", "name": "ourtool", "version": version}
 with open(file, "rb") as content:
     requests.post(url, about, files={"content": content}, auth=("alice", password), timeout=60).raise_for_status()
 """
@@ -78,12 +78,12 @@ def root_password(host: Any) -> str:
 
 def upload(host: Any, version: str) -> None:
     """Build a wheel and upload it as alice."""
-    words = [UPLOAD, f"{DEVPI}/lab/dev/", build(host, "labtool", version), version, PASSWORD]
+    words = [UPLOAD, f"{DEVPI}/lab/dev/", build(host, "ourtool", version), version, PASSWORD]
     run(host, "/opt/devpi/current/bin/python -c " + " ".join(map(shlex.quote, words)))
 
 
 def releases(host: Any) -> set[str]:
-    return set(ask(host, "GET", "/lab/dev/labtool")["json"].get("result", {}))
+    return set(ask(host, "GET", "/lab/dev/ourtool")["json"].get("result", {}))
 
 
 def installs(workstation: Any, requirement: str, index: str = "lab/dev") -> bool:
@@ -117,19 +117,19 @@ def index_of_the_lab(server: Any) -> None:
 
 def test_backup_brings_back_what_was_deleted_since(server: Any, workstation: Any, tmp_path: Path) -> None:
     assert installs(workstation, "idna", "root/pypi")
-    assert installs(workstation, "labtool==1.0")
+    assert installs(workstation, "ourtool==1.0")
     done = on_server("playbooks/backup.yml", devpi_backup_fetch_to=str(tmp_path))
     assert done.code == 0, done.output
     (fetched,) = tmp_path.iterdir()
     assert fetched.stat().st_mode & 0o777 == 0o600
     backup = run(server, f"ls -d {BACKUPS}/devpi-*Z | tail -n 1")
     assert run(server, f"find {BACKUPS} -maxdepth 1 ! -perm 700") == ""
-    assert run(server, f"find {backup}/data/+files -name 'labtool*'")
+    assert run(server, f"find {backup}/data/+files -name 'ourtool*'")
 
     upload(server, "2.0")
     auth = ("root", login(server, "root", root_password(server)))
     assert ask(server, "PATCH", "/alice", {"password": "changed-since-then"}, auth)["status"] == 200
-    assert ask(server, "DELETE", "/lab/dev/labtool/1.0", auth=("alice", login(server, "alice", "changed-since-then")))
+    assert ask(server, "DELETE", "/lab/dev/ourtool/1.0", auth=("alice", login(server, "alice", "changed-since-then")))
     assert releases(server) == {"2.0"}
 
     done = on_server("playbooks/restore.yml", devpi_restore_from=backup)
@@ -138,7 +138,7 @@ def test_backup_brings_back_what_was_deleted_since(server: Any, workstation: Any
     assert releases(server) == {"1.0"}
     assert login(server, "alice", PASSWORD)
     assert not login(server, "alice", "changed-since-then")
-    assert installs(workstation, "labtool==1.0")
+    assert installs(workstation, "ourtool==1.0")
     assert installs(workstation, "idna", "root/pypi")
     # The cache was not in the backup, and is still there.
     assert run(server, "find /var/lib/devpi/+files/root/pypi -name 'idna-*'")
@@ -217,7 +217,7 @@ def test_upgrade_that_fails_leaves_the_old_devpi_serving(server: Any, workstatio
     assert ask(server, "GET", "/+api")["version"] == OLDER
     assert run(server, "sha256sum /etc/systemd/system/devpi.service /etc/devpi/* /var/lib/devpi/.serverversion") == unit
     assert releases(server) == {"1.0"}
-    assert installs(workstation, "labtool==1.0")
+    assert installs(workstation, "ourtool==1.0")
     run(server, f"rm -rf {broken}")
 
 
@@ -234,8 +234,8 @@ def test_upgrade_exports_and_imports_and_keeps_the_cache(server: Any, workstatio
     assert run(server, "cd /var/lib/devpi/+files && find . -type f | sort") == before
     assert login(server, "alice", PASSWORD)
     upload(server, "3.0")
-    assert installs(workstation, "labtool==1.0")
-    assert installs(workstation, "labtool==3.0")
+    assert installs(workstation, "ourtool==1.0")
+    assert installs(workstation, "ourtool==3.0")
     assert installs(workstation, "idna", "root/pypi")
     run(server, "rm -rf /opt/devpi/older")
 

@@ -23,10 +23,10 @@ def test_package_is_there_at_once_on_both(workstation: Any, tool: str, name: str
 
 
 def test_file_of_a_private_package_is_copied_to_the_replica(workstation: Any, servers: dict[str, Any]) -> None:
-    wheel = build(workstation, "copied", "1.0")
+    wheel = build(workstation, "owncopied", "1.0")
     assert upload(workstation, "twine", f"{SITE}/lab/dev/", wheel).rc == 0
     wanted = run(workstation, f"sha256sum {wheel} | cut -c -64")
-    find = "find /var/lib/devpi/+files -name copied-1.0-py3-none-any.whl -exec sha256sum {} + | cut -c -64"
+    find = "find /var/lib/devpi/+files -name owncopied-1.0-py3-none-any.whl -exec sha256sum {} + | cut -c -64"
     wait("the file on both", 60, lambda: [run(host, find) for host in servers.values()] == [wanted] * len(SERVERS))
 
 
