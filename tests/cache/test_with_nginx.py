@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from lanmirror_cache import check, watch
 from lanmirror_cache.state import State
+from lanmirror_sync import kept
 
 from tests.cache.lab import MIB, Lab, lab, until
 from tests.roles.conda_site import FORGE, MAIN, conda_site
@@ -365,6 +366,11 @@ def test_installers_are_counted_by_their_folder(ours: Lab) -> None:
         "miniconda:cache_bytes": 4000,
         "miniconda:upstream_bytes": 2000,
     }
+    # As the engine reads it.
+    watch.write(ours.places.state, watch.report(State(ours.places.state), 0.0))
+    told = kept.read(ours.places.state / watch.REPORT)
+    assert told
+    assert told["channels"]["miniconda"]["hits"] == 4
     code, output, _ = ours.run("size", "--packages")
     assert code == 0
     assert f"/miniconda/{LATEST}" in output
