@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,8 @@ import pytest
 import requests
 
 from tests.devpi.conftest import JSON, PASSWORD, Devpi, Upstream
-from tests.devpi.origin import LONG, wheel
+from tests.devpi.origin import LONG, Origin, noise, paused, wheel
+from tests.devpi.origin import path_of as where
 from tests.devpi.test_clients import Clients, clients, tools  # noqa: F401 - fixtures
 from tests.devpi.test_replica import in_sync, pair  # noqa: F401 - a fixture
 from tests.devpi.test_view import BROWSER, HTML, names
@@ -200,6 +202,29 @@ def test_file_that_was_set_aside_comes_back_without_the_upstream(
     until(lambda: all(is_stored(devpi, path) for path in paths), LONG)
     assert len(upstream.asked) == before
     assert not (devpi.data / "+files/+held" / mirror).exists()
+
+
+def test_file_that_is_being_downloaded_when_it_is_blocked_is_set_aside(
+    devpi: Devpi, upstream: Upstream, name: str
+) -> None:
+    content = noise(300_000)
+    file, go_on = Origin(upstream, "six-1.0.tar.gz", content), threading.Event()
+    file.script = [paused(200_000, go_on)]
+    upstream.page("six", [file.entry])
+    mirror = f"root/{name}"
+    devpi.mirror(mirror, upstream)
+    path = where(devpi, mirror, "six", file.name)
+    with requests.get(devpi.url + path, headers={"Accept-Encoding": "identity"}, stream=True, timeout=LONG) as first:
+        begun = first.raw.read(100_000)
+        devpi.declare(mirror, block=["six"])
+        until(lambda: mirror in (devpi.data / ".lanmirror-rules").read_text())
+        go_on.set()
+        # Whose download it is was told before that it may be had.
+        assert begun + first.raw.read() == content
+    aside = devpi.data / "+files/+held" / mirror / "0" / path.split("/", 3)[3]
+    until(aside.is_file)
+    assert not is_stored(devpi, path)
+    assert devpi.get(path).status_code == 403
 
 
 def test_file_that_nobody_has_seen_is_refused_by_its_name(
