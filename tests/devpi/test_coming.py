@@ -58,7 +58,7 @@ def fetch(devpi: Devpi, path: str) -> bytes:
     """Get a file, and wait until it is stored, which may be a moment after its last byte."""
     answer = devpi.get(path)
     assert answer.ok, answer.text
-    until(lambda: is_stored(devpi, path))
+    until(lambda: is_stored(devpi, path), LONG)
     return answer.content
 
 
@@ -194,7 +194,7 @@ def test_file_that_was_set_aside_comes_back_without_the_upstream(
     assert devpi.get(paths[1]).status_code == 403
     before = len(upstream.asked)
     devpi.declare(mirror, block=["six==1.0"])
-    until(lambda: devpi.get(paths[1]).ok)
+    until(lambda: devpi.get(paths[1]).ok, LONG)
     assert devpi.get(paths[1]).content == wheel("six", "2.0", 1000)[0]
     until(lambda: is_stored(devpi, paths[1]), LONG)
     assert devpi.get(paths[0]).status_code == 403

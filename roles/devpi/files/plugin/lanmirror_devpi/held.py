@@ -40,7 +40,7 @@ RULES = ".lanmirror-rules"
 # Seconds between two looks at the rules, at the least and at the most.
 PAUSE, LOOK = 0.1, 5.0
 # How long files that are just being stored, and rules that are just being applied, are waited for, seconds.
-PATIENCE = 2.0
+PATIENCE, PATIENCE_WITH_RULES = 2.0, 5.0
 # How many files are brought back at a time, and the pause after them: others want the disk as well.
 BATCH, BREATH = 20, 0.1
 
@@ -102,7 +102,7 @@ class Held:
 
         if not is_settled():
             with self._turn:
-                self._turn.wait_for(is_settled, PATIENCE)
+                self._turn.wait_for(is_settled, PATIENCE_WITH_RULES)
 
     def _write(self, keys: Mapping[str, str]) -> None:
         text = json.dumps(keys, sort_keys=True)
