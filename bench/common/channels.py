@@ -97,14 +97,12 @@ def large(www: Path, count: int, mib: int) -> Channel:
 def incomplete(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the fault of a tool's files, anywhere below the folder; every byte is checked. Empty: none."""
     found = {file.name: file for file in folder.rglob("*") if file.is_file()}
-    bad = 0
-    for name, record in records.items():
-        if name not in found:
-            bad += 1
-            continue
+    bad = [f"{name} is missing" for name in records if name not in found]
+    for name in records.keys() & found.keys():
         with found[name].open("rb") as file:
-            bad += hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]
-    return f"{bad} files missing or damaged" if bad else ""
+            if hashlib.file_digest(file, "sha256").hexdigest() != records[name]["sha256"]:
+                bad.append(f"{name} is damaged, {found[name].stat().st_size} bytes")
+    return f"{len(bad)} files missing or damaged: {bad[0]}" if bad else ""
 
 
 # ---- many packages: an index of the size of the largest channels' ----------------------------------------

@@ -379,7 +379,7 @@ def limit(place: Place) -> list[Result]:
         folder = place.scratch / "through"
         # A slow client, which reads one package for as long as the others come.
         pace = wanted[slow]["size"] / (total / rate if rate else 1 if place.quick else SLOW_SECONDS)
-        reader = ["curl", "--silent", "--fail", "--limit-rate", f"{pace:.0f}", "--create-dirs"]
+        reader = ["curl", "--silent", "--show-error", "--fail", "--limit-rate", f"{pace:.0f}", "--create-dirs"]
         with (
             site.upstream(place, channel, round_trip=ROUND_TRIP if rate else 0, rate=rate),
             site.site(place, channel, cache_gib=most / GIB, memory=2 * total),
@@ -392,6 +392,8 @@ def limit(place: Place) -> list[Result]:
             more = said(place).answers - before
         missing = channels.incomplete(folder, wanted)
         wrong = problem(cost) or missing or problem(again)
+        if wrong:
+            print((place.scratch / "client" / "output").read_text(), flush=True)
         rows.append(LimitRow(each, cost.seconds, seen[0], most, wrong))
         say(each, f"{cost.seconds:.1f} s, at most {seen[0] / MIB:,.0f} MiB {wrong}".rstrip())
         bars += [

@@ -71,7 +71,8 @@ def test_every_byte_that_a_tool_brought_is_checked(tmp_path: Path) -> None:
     first, second, *_ = sorted(brought.iterdir())
     first.unlink()
     second.write_bytes(second.read_bytes()[:-1] + b"x")
-    assert channels.incomplete(brought, channel.packages()) == "2 files missing or damaged"
+    wrong = f"2 files missing or damaged: {first.name} is missing"
+    assert channels.incomplete(brought, channel.packages()) == wrong
 
 
 def test_an_index_of_many_is_true_and_changes_as_it_says(tmp_path: Path) -> None:
