@@ -42,7 +42,7 @@ def test_replica_takes_the_place_of_a_lost_primary(server: Any, replica: Any, wo
     assert done.code == 0, done.output
     assert devpi_status(replica)["role"] == "MASTER"
     # What was uploaded before either was lost, and the users with their passwords.
-    assert installed(workstation, "replica", "copied") == "1.0"
+    assert installed(workstation, "replica", "owncopied") == "1.0"
     done = upload(workstation, "twine", "https://replica/lab/dev/", build(workstation, "afterwards", "1.0"))
     assert done.rc == 0, done.stdout + done.stderr
     assert installed(workstation, "replica", "afterwards") == "1.0"
