@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -154,20 +155,24 @@ def test_server_of_one_half_tells_of_that_one(tmp_path: Path, half: str) -> None
 
 def test_watchdog_of_the_conda_half_is_heard_until_it_ends(tmp_path: Path) -> None:
     """The engine's own, with the configuration of the role; its folder goes as systemd takes it."""
-    with server(tmp_path, "conda") as ours:
+    with server(tmp_path, "conda") as ours, socket.socket(socket.AF_UNIX) as upstreams:
         config, public = tmp_path / "conda_mirror.yml", tmp_path / "conda-watch"
+        upstreams.bind(str(tmp_path / "upstreams.sock"))
+        upstreams.listen()
         text = render(
             "conda_mirror",
             "conda_mirror.yml.j2",
             conda_mirror_working_dir=str(tmp_path / "mirror"),
             conda_mirror_cache_dir=str(tmp_path / "cache"),
             conda_mirror_min_free_gib=0,
+            __conda_mirror_outside_socket=str(tmp_path / "upstreams.sock"),
         )
         config.write_text(text)
         public.mkdir()
         script = str(ROOT / "files/anaconda_sync.py")
         command = [sys.executable, script, "watch", "--health", str(public), "--config", str(config)]
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as watch:
+        watch = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
             until(lambda: told(ours)[0] == 200)
             said = told(ours)[1]
             assert said["conda"] == told(ours, "/health/conda")[1]
@@ -177,6 +182,10 @@ def test_watchdog_of_the_conda_half_is_heard_until_it_ends(tmp_path: Path) -> No
             until(lambda: told(ours)[0] == 503)
             assert "jobs is 0" in told(ours)[1]["conda"]["problems"][0]
             watch.terminate()
+            watch.wait(30)
+        finally:
+            watch.kill()
+            watch.wait()
         assert watch.returncode == 0
         shutil.rmtree(public)
         until(lambda: told(ours) == (503, {"status": "failing", "conda": content("conda", "nothing")}))
