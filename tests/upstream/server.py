@@ -12,6 +12,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from email.message import Message
 from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -63,11 +64,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it came in."""
+    """A request as it came in; names of headers have no case."""
 
     method: str
     path: str
-    headers: Mapping[str, str]
+    headers: Message
 
 
 class Upstream:
@@ -178,7 +179,7 @@ def _handler(upstream: Upstream) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self) -> None:
             path = unquote(urlsplit(self.path).path)
-            with upstream.counted(Request(self.command, path, dict(self.headers))):
+            with upstream.counted(Request(self.command, path, self.headers)):
                 fault = upstream.take_fault(path, self.command)
                 if fault.drop:
                     self.close_connection = True
