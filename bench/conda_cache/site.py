@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import compileall
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -88,6 +90,11 @@ class Place:
         return self.site / "cache"
 
     @property
+    def run(self) -> Path:
+        """For the site's socket, whose path may have 97 characters."""
+        return Path(tempfile.gettempdir(), f"lanmirror-bench-{os.getpid()}")
+
+    @property
     def log(self) -> Path:
         """Of what the upstream sends: bytes and path of each answer."""
         return self.folder / "upstream" / "sent.log"
@@ -104,7 +111,8 @@ class Place:
 
     def end(self) -> None:
         """Remove the files of this run and of earlier ones."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in (self.folder, self.run):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,8 @@ def site(place: Place, channel: Channel, *, cache_gib: float = CACHE_GIB, memory
             subprocess.run(mount, check=True)
             stack.callback(subprocess.run, ["umount", str(place.cache)], check=True)
         (place.cache / "lanmirror-conda").mkdir()
-        stack.enter_context(outside(place.site, _variables(place, cache_gib)))
+        place.run.mkdir(exist_ok=True)
+        stack.enter_context(outside(place.run, _variables(place, cache_gib)))
         stack.enter_context(serving(place.site, files, PORT))
         yield
 
@@ -198,7 +207,7 @@ def _variables(place: Place, cache_gib: float) -> dict[str, Any]:
         "__conda_mirror_spare_dir": str(place.site / "spare"),
         # The upstream is an address.
         "__conda_mirror_resolvers": [],
-        "__conda_mirror_outside_socket": str(place.site / "upstreams.sock"),
+        "__conda_mirror_outside_socket": str(place.run / "upstreams.sock"),
         # So that small sizes have several.
         **({"__conda_mirror_slice": str(MIB)} if place.quick else {}),
     }

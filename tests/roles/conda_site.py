@@ -233,6 +233,8 @@ def outside(folder: Path, given: dict[str, Any], wrap: tuple[str, ...] = ()) -> 
     """Run what keeps the connections to the upstreams."""
     config, socket_ = folder / "outside.cfg", folder / "upstreams.sock"
     config.write_text(render("conda_mirror", "outside.cfg.j2", **given))
+    # That of a former one.
+    socket_.unlink(missing_ok=True)
     with subprocess.Popen([*wrap, "/usr/sbin/haproxy", "-db", "-f", config]) as process:
         try:
             while not socket_.exists():
