@@ -1,4 +1,4 @@
-"""A changed rule shows within seconds, whatever Nginx keeps: a real devpi behind a real Nginx."""
+"""A changed rule shows, whatever Nginx keeps: a real devpi behind a real Nginx."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from tests.ports import free_ports
 from tests.roles.site import INDEXES, Answer, Site, serving
 from tests.roles.site import Devpi as StandIn
 
-# Seconds that a change of rules may take.
-SOON = 5.0
 PAGE = "/root/pypi/+simple/six/"
 
 
@@ -60,7 +58,9 @@ def asked_for(devpi: Devpi, path: str) -> int:
 
 
 @pytest.mark.parametrize("page", [PAGE, "/root/dev/+simple/six/"])
-def test_changed_rule_shows_on_each_page_and_file_within_five_seconds(ours: Site, own_devpi: Devpi, page: str) -> None:
+def test_changed_rule_shows_on_each_page_and_file_though_nginx_keeps_them(
+    ours: Site, own_devpi: Devpi, page: str
+) -> None:
     path = path_of("2.0", "root/pypi")
     wanted = [name_of(version) for version in VERSIONS]
     assert files(ask(ours, page)) == wanted
@@ -71,7 +71,6 @@ def test_changed_rule_shows_on_each_page_and_file_within_five_seconds(ours: Site
     assert ask(ours, path).status == 200
     assert asked_for(own_devpi, path) == before
     own_devpi.declare("root/pypi", block=["six==2.0"])
-    changed = time.monotonic()
 
     def is_changed() -> bool:
         file, metadata = ask(ours, path), ask(ours, f"{path}.metadata")
@@ -83,24 +82,25 @@ def test_changed_rule_shows_on_each_page_and_file_within_five_seconds(ours: Site
             and "is blocked here" in file.reason
         )
 
-    until(is_changed, SOON)
+    until(is_changed)
     own_devpi.declare("root/pypi", block=[])
-    until(lambda: files(ask(ours, page)) == wanted and ask(ours, path).status == 200, SOON)
-    assert time.monotonic() - changed < 2 * SOON
+    until(lambda: files(ask(ours, page)) == wanted and ask(ours, path).status == 200)
 
 
 def test_page_and_file_come_from_nginx_alone_when_all_is_warm_with_rules(ours: Site, own_devpi: Devpi) -> None:
     own_devpi.declare("root/pypi", block=["six==2.0"])
-    path = path_of("1.0", "root/pypi")
-    until(lambda: name_of("2.0") not in files(ask(ours, PAGE)), SOON)
+    path, rules = path_of("1.0", "root/pypi"), own_devpi.data / ".lanmirror-rules"
+    until(lambda: "root/pypi" in rules.read_text())
+    etag = f'"{int(rules.stat().st_mtime):x}-{rules.stat().st_size:x}"|'.encode()
+
+    def is_kept() -> bool:
+        """Ask for the page; return whether it is kept by these rules: what is in memory may be of the moment before."""
+        assert name_of("1.0") in files(ask(ours, PAGE))
+        return any(etag in file.read_bytes() for file in (ours.folder / "cache").rglob("*") if file.is_file())
+
+    until(is_kept)
     assert ask(ours, path).status == 200
     until((own_devpi.data / "+files" / path.lstrip("/")).is_file)
-    until(lambda: "root/pypi" in (own_devpi.data / ".lanmirror-rules").read_text())
-    # What is in memory may be of the moment before.
-    end = time.monotonic() + SOON
-    while time.monotonic() < end:
-        ask(ours, PAGE)
-        time.sleep(0.5)
     own_devpi.stop()
     # And while devpi is down, from memory first and then from the disk.
     end = time.monotonic() + 6
@@ -114,12 +114,16 @@ def test_page_and_file_come_from_nginx_alone_when_all_is_warm_with_rules(ours: S
 
 def test_file_comes_of_age_behind_nginx(ours: Site, own_devpi: Devpi, upstream: Upstream) -> None:
     seconds = 8.0
+    ready = time.time() + seconds
     have(upstream, v3_0=ago(7 - seconds / 86400))
     own_devpi.declare("root/pypi", min_age_days=7)
-    began = time.monotonic()
-    until(lambda: files(ask(ours, PAGE)) == [name_of(version) for version in VERSIONS[:3]], SOON)
-    while time.monotonic() - began < seconds - 0.5:
-        assert name_of("3.0") not in files(ask(ours, PAGE))
+    younger = [name_of(version) for version in VERSIONS[:3]]
+    until(lambda: files(ask(ours, PAGE)) == younger or time.time() >= ready)
+    while True:
+        shown = files(ask(ours, PAGE))
+        if time.time() >= ready:
+            break
+        assert shown == younger
         time.sleep(0.2)
-    until(lambda: name_of("3.0") in files(ask(ours, PAGE)), SOON + 1)
+    until(lambda: name_of("3.0") in files(ask(ours, PAGE)))
     assert upstream.paths().count("/simple/six/") == 1

@@ -195,17 +195,23 @@ def test_refusal_is_devpis_own_and_kept_for_seconds_alone(ours: Site, name: str,
     assert len(kept) == (status == 404)
 
 
-def test_page_of_other_rules_is_asked_for_anew_within_five_seconds(tmp_path: Path) -> None:
+def test_page_of_other_rules_is_asked_for_anew(tmp_path: Path) -> None:
     """devpi tells of a change by the time of a file, and Nginx needs nothing more of it: not even that it is there."""
     told = tmp_path / "data/.lanmirror-rules"
 
     def first_with(body: bytes) -> None:
-        began = time.monotonic()
+        end = time.monotonic() + 60
         while running.ask(PAGE.format("six")).body != body:
-            assert time.monotonic() < began + 5
+            assert time.monotonic() < end
             time.sleep(0.05)
 
     with site(tmp_path) as running:
+        # What is in memory may be older than the change.
+        text = (tmp_path / "lanmirror/devpi/http.conf").read_text()
+        (block,) = re.findall(r"\$devpi_memory_page_seconds \{(.*?)\}", text, re.DOTALL)
+        seconds = [int(found) for found in re.findall(r" (\d+);", block)]
+        assert seconds
+        assert max(seconds) < 5
         for at, body in ((None, b"none"), (1000, b"one"), (2000, b"two")):
             if at is not None:
                 told.write_text("{}")
