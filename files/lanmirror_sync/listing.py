@@ -200,9 +200,10 @@ def show(mirror: Mirror, dist: str) -> None:
     ]
     text = _page(dist, [*listing.files, *others]).encode()
     file = store.path(dist) / PAGE
-    # What did not change keeps its date, by which browsers ask.
+    # An administrator's own stays; and what did not change keeps its date, by which browsers ask.
     with contextlib.suppress(OSError):
-        if file.read_bytes() == text:
+        there = file.read_bytes()
+        if there == text or OURS.encode() not in there:
             return
     file.parent.mkdir(parents=True, exist_ok=True)
     store.write_file(file, text)
