@@ -129,15 +129,14 @@ class State:
                 self._forget(each.name)
                 head = each.head
                 path = head.path if head else ""
-                # One that changes is fetched whole: a slice that is all of it.
-                first, last = (0, 0) if head and head.first is None and is_installer(path) else (
-                    (head.first, head.last) if head else (None, None)
-                )  # fmt: skip
                 place = (
-                    (first, last, head.status, head.start, head.total, head.length, head.body, head.upstream)
+                    (head.first, head.last, head.status, head.start, head.total, head.length, head.body, head.upstream)
                     if head
                     else (None,) * 7 + ("",)
                 )
+                if head and head.first is None and is_installer(path):
+                    # One that changes is fetched whole: a slice that is all of it.
+                    place = (0, 0, *place[2:])
                 known = (each.name, each.inode, each.mtime, each.size, *place, folder, path)
                 db.execute("INSERT INTO file VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", known)
                 self._due(path)

@@ -102,7 +102,11 @@ def test_small_package_costs_one_request_and_is_kept(ours: CondaSite, path: str)
     assert not {"cookie", "x-mine", "x-slice", "accept-encoding"} & asked.headers.keys()
 
 
-def test_ten_clients_cold_cost_one_download_and_none_waits_for_its_end(ours: CondaSite, package: str) -> None:
+@pytest.mark.parametrize("kind", ["package", "installer"])
+def test_ten_clients_cold_cost_one_download_and_none_waits_for_its_end(
+    ours: CondaSite, kind: str, request: pytest.FixtureRequest
+) -> None:
+    package: str = request.getfixturevalue(kind)
     body, may_end = some(3 * MIB + 500_000), threading.Event()
     file = ranged(body)
 
@@ -321,32 +325,6 @@ def test_installer_goes_the_way_of_packages(ours: CondaSite, installer: str) -> 
     answer = get(ours, installer)
     assert (answer.body, answer["Cache-Control"], answer["X-Cache-Status"]) == (b"held", "no-cache", "")
     (ours.folder / "mirror" / installer[1:]).unlink()
-
-
-def test_ten_clients_cold_on_an_installer_cost_one_download(ours: CondaSite, installer: str) -> None:
-    body, may_end = some(3 * MIB + 500_000), threading.Event()
-    file = ranged(body)
-
-    def slow(handler: Handler, asked: Asked) -> Said | None:
-        if asked["Range"] != SLICES[0]:
-            assert may_end.wait(60)
-        return file(handler, asked)
-
-    ours.upstreams[0].says[installer] = slow
-    reading = threading.Barrier(11)
-
-    def client(_: int) -> bytes:
-        with ours.streaming(f"/anaconda{installer}") as answer:
-            first = answer.read(MIB // 2)
-            reading.wait(60)
-            return first + answer.read()
-
-    with ThreadPoolExecutor(10) as clients:
-        done = [clients.submit(client, number) for number in range(10)]
-        reading.wait(60)
-        may_end.set()
-        assert all(each.result() == body for each in done)
-    assert sorted(asked["Range"] for asked in ours.upstreams[0].asked) == SLICES
 
 
 def test_page_in_the_place_of_an_installer_is_not_kept(ours: CondaSite, installer: str) -> None:

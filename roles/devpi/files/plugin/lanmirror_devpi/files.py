@@ -104,10 +104,12 @@ def file_view(self: Any) -> Any:
         views.apireturn(HTTPStatus.OK, type="releasefilemeta", result=get_mutable_deepcopy(entry.meta))
     if not request.has_permission("pkg_read"):
         views.apireturn(HTTPStatus.FORBIDDEN, "package read forbidden")
-    known = entries.known(stage, file) if is_mirror else None
-    if is_mirror and not on_disk(xom, path).is_file():
+    is_stored, known = on_disk(xom, path).is_file(), None
+    if is_mirror and not is_stored:
+        known = entries.known(stage, file)
         xom.lanmirror_held.bring_back(file, coming.about(file, meta, known))
-    if on_disk(xom, path).is_file():
+        is_stored = on_disk(xom, path).is_file()
+    if is_stored:
         return stored(xom, path, accel=request.headers.get(ACCEL) == "1")
     if not is_metadata:
         return missing(self, stage, path, meta, known)
