@@ -40,7 +40,7 @@ RULES = ".lanmirror-rules"
 # Seconds between two looks at the rules, at the least and at the most.
 PAUSE, LOOK = 0.1, 5.0
 # How long files that are just being stored, and rules that are just being applied, are waited for, seconds.
-PATIENCE, PATIENCE_WITH_RULES = 2.0, 5.0
+PATIENCE, PATIENCE_WITH_RULES = 2.0, 30.0
 # How many files are brought back at a time, and the pause after them: others want the disk as well.
 BATCH, BREATH = 20, 0.1
 
@@ -50,6 +50,7 @@ class Held:
 
     Attributes:
         applied: The rules by which files are where they are, by index.
+        fails: Whether they could not be applied the last time: nobody waits for that.
     """
 
     def __init__(self, data: Path, told_of: Callable[[str], About]) -> None:
@@ -57,6 +58,7 @@ class Held:
         self.data, self.files = data, data / "+files"
         self._told_of = told_of
         self.applied: dict[str, Policy] = {}
+        self.fails = False
         self._rules: dict[str, Policy] = {}
         # Set when files may be brought back.
         self.changed = threading.Event()
@@ -90,6 +92,7 @@ class Held:
             self.changed.set()
         with self._turn:
             self.applied = self._rules = dict(rules)
+            self.fails = False
             self._turn.notify_all()
         return changed
 
@@ -98,11 +101,17 @@ class Held:
 
         def is_settled() -> bool:
             rules = self.applied.get(index)
-            return key == (rules.key if rules else "")
+            return self.fails or key == (rules.key if rules else "")
 
         if not is_settled():
             with self._turn:
                 self._turn.wait_for(is_settled, PATIENCE_WITH_RULES)
+
+    def failed(self) -> None:
+        """Let nobody wait for rules that cannot be applied now, as on a full disk."""
+        with self._turn:
+            self.fails = True
+            self._turn.notify_all()
 
     def _write(self, keys: Mapping[str, str]) -> None:
         text = json.dumps(keys, sort_keys=True)
@@ -274,6 +283,7 @@ class Applies:
                 self.xom.keyfs.wait_tx_serial(serial + 1, timeout=LOOK, recheck=LOOK)
             except Exception:
                 threadlog.exception("the rules of mirrors cannot be applied")
+                self.xom.lanmirror_held.failed()
                 self.thread.sleep(LOOK)
             time.sleep(PAUSE)
             self.thread.exit_if_shutdown()
@@ -347,5 +357,6 @@ def install(xom: Any) -> None:
     except OSError:
         # As on a full disk. It is tried again.
         threadlog.exception("the rules of mirrors cannot be applied")
+        xom.lanmirror_held.failed()
     xom.thread_pool.register(applies)
     xom.thread_pool.register(BringsBack(xom))
