@@ -310,6 +310,18 @@ def test_page_that_devpi_breaks_off_is_asked_for_once_more(ours: Site, name: str
             assert len(ours.devpi.paths(page)) == (2 if path == PAGE else 3)
 
 
+@pytest.mark.parametrize("path", [PAGE, STAGE], ids=["mirror", "stage"])
+def test_page_that_is_gone_before_it_is_read_is_asked_for_once_more(ours: Site, name: str, path: str) -> None:
+    """Nginx looks a second after it began which copies nobody uses: of a slow answer, that may be before it is read."""
+    page, left = path.format(name), iter([{"X-Accel-Expires": "0"}])
+    ours.devpi.says[page] = lambda *_: (200, {"Content-Type": JSON, "Cache-Control": KEPT, **next(left, {})}, b"a page")
+    answer = ours.ask(page)
+    assert (answer.status, answer.body) == (200, b"a page")
+    assert len(ours.devpi.asked) == 2
+    # To others devpi gives the page for people.
+    assert {asked["User-Agent"] for asked in ours.devpi.asked} == {"pip/lanmirror"}
+
+
 # ---- files ---------------------------------------------------------------------------------------------------
 
 

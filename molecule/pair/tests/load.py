@@ -6,8 +6,8 @@ the right one for all later requests. Prints the result as JSON.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
+import itertools
 import json
 import random
 import ssl
@@ -25,7 +25,7 @@ OK = 200
 def main(ca: str, stop: str, *urls: str) -> None:
     """Ask, and print the result."""
     context = ssl.create_default_context(cafile=ca)
-    first: dict[str, str] = {}
+    first: dict[str, bytes] = {}
     failed: list[str] = []
     counts = [0] * THREADS
     slowest = [0.0] * THREADS
@@ -43,7 +43,7 @@ def main(ca: str, stop: str, *urls: str) -> None:
                         "GET", urlsplit(url).path, headers={"Accept": "text/html", "User-Agent": "pip/26"}
                     )
                     answer = connection.getresponse()
-                    body = hashlib.sha256(answer.read()).hexdigest()
+                    body = answer.read()
                 except (OSError, http.client.HTTPException) as error:
                     failed.append(f"{url}: {error!r}")
                     break
@@ -52,7 +52,9 @@ def main(ca: str, stop: str, *urls: str) -> None:
                 if answer.status != OK:
                     failed.append(f"{url}: {answer.status}")
                 elif first.setdefault(url, body) != body:
-                    failed.append(f"{url}: other bytes than before")
+                    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first[url], body, strict=False))
+                    at = sum(1 for _ in same)
+                    failed.append(f"{url}: other bytes than before: {body[max(0, at - 100) : at + 200]!r}")
             connection.close()
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(THREADS)]
