@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import requests
 
+from roles.devpi.files.lanmirror_ops import health
+from roles.devpi.files.lanmirror_ops.metrics import metrics
 from tests.devpi.conftest import Devpi, Upstream
 from tests.devpi.origin import LONG, path_of
 from tests.devpi.test_mirror import names
@@ -204,6 +206,17 @@ def test_page_with_another_hash_is_refused_and_named_and_the_first_stands(
     assert f"{upstream.url}/simple/" in wrong["why"]
     assert wrong["count"] == 1
     assert told["places"][f"{upstream.url}/simple/"]["why"] == "503 status"
+    # The watchdog says both, and that the mirror has an upstream all the same.
+    places = health.places(tmp_path / "upstreams.json")
+    upstreams = health.upstreams(tmp_path / "upstreams.json")
+    found = health.judge(
+        silent="", database="", damage="", devpi=health.Devpi(), measured=[], upstreams=upstreams, places=places
+    )
+    assert [(refused in text, "503 status" in text) for text in found.warnings.values()].count((True, False)) == 1
+    assert f"{upstream.url}/simple/ gives root/pypi nothing of use" in " ".join(found.warnings.values())
+    figures = metrics({}, {}, {}, [], places)
+    assert f'lanmirror_pypi_place_up{{index="root/pypi",url="{upstream.url}/simple/"}} 0\n' in figures
+    assert f'lanmirror_pypi_place_wrong_total{{index="root/pypi",url="{second.url}/simple/"}} 1\n' in figures
     devpi.stop()
 
 

@@ -405,10 +405,12 @@ class Asker:
                 reply = self._from_upstream(stage, question, source)
             except AnswerError as error:
                 why[source] = str(error)
-                self.told.tell_place(question.index, source, str(error), question.sources)
+                # A page that is refused is of one project.
+                is_refused = isinstance(error, DisagreeError)
+                self.told.tell_place(question.index, source, "" if is_refused else str(error), question.sources)
                 if isinstance(error, HostError):
                     self.pauses.failed(source)
-                if isinstance(error, DisagreeError):
+                if is_refused:
                     threadlog.error("%s", error)
                     self.told.tell_wrong(question.index, source, str(error))
                 continue
