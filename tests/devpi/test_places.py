@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import requests
 
 from roles.devpi.files.lanmirror_ops import health
 from roles.devpi.files.lanmirror_ops.metrics import metrics
-from tests.devpi.conftest import Devpi, Upstream
+from tests.devpi.conftest import FILES, Devpi, Upstream
 from tests.devpi.origin import LONG, path_of
 from tests.devpi.test_mirror import names
 from tests.devpi.test_replica import in_sync, pair
@@ -333,3 +334,32 @@ def test_stage_on_such_a_mirror_has_its_pages(devpi: Devpi, upstream: Upstream, 
     two(devpi, f"root/{name}", upstream, second)
     devpi.declare(f"root/{name}-stage", type="stage", bases=[f"root/{name}"], volatile=True)
     assert names(devpi.get(f"/root/{name}-stage/+simple/six/")) == given("1.0")
+
+
+def test_pause_ends_and_one_request_tries_the_host(venv_of_devpi: Path) -> None:
+    program = """
+from lanmirror_devpi import places
+clock = [100.0]
+places.time.monotonic = lambda: clock[0]
+pauses, urls = places.Pauses(60), ["http://a.example.org/simple/", "http://b.example.org/simple/"]
+def order():
+    print(*(len(part) for part in pauses.in_order(urls)))
+pauses.failed(urls[1])
+order()
+clock[0] += 60
+# It is over, also for who did not come to ask this one.
+order()
+order()
+pauses.trying(urls[1])
+order()
+pauses.answered(urls[1])
+order()
+"""
+    told = subprocess.run(
+        [str(venv_of_devpi / "bin" / "python"), "-c", program],
+        env={"PYTHONPATH": str(FILES / "plugin")},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert told.stdout.splitlines() == ["1 1", "2 0", "2 0", "1 1", "2 0"]

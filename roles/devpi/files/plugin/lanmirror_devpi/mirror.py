@@ -401,6 +401,7 @@ class Asker:
         older, is_missing = None, False
         for left, source in zip(reversed(range(len(order))), order, strict=True):
             underway.flight.turn(left)
+            self.pauses.trying(source)
             try:
                 reply = self._from_upstream(stage, question, source)
             except AnswerError as error:

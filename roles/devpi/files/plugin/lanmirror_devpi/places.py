@@ -32,21 +32,22 @@ class Pauses:
         self._lock = threading.Lock()
 
     def in_order(self, urls: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Return the URLs to ask now, and those to ask where they give nothing.
-
-        Where a pause is over, one request tries the host; to the others it goes on until that one has ended.
-        """
+        """Return the URLs to ask now, and those to ask where they give nothing."""
         now = time.monotonic()
         asked: list[str] = []
         paused: list[str] = []
         with self._lock:
             for url in urls:
-                host = outside.origin(httpx.URL(url))
-                until = self._until.get(host, now)
+                until = self._until.get(outside.origin(httpx.URL(url)), now)
                 (paused if until > now else asked).append(url)
-                if host in self._until and until <= now:
-                    self._until[host] = now + self.seconds
         return asked, paused
+
+    def trying(self, url: str) -> None:
+        """Have a host that failed before tried by this request alone: for the others, its pause goes on."""
+        host = outside.origin(httpx.URL(url))
+        with self._lock:
+            if host in self._until:
+                self._until[host] = time.monotonic() + self.seconds
 
     def failed(self, url: str) -> None:
         """Leave the host of a URL alone for a time."""
