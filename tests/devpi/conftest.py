@@ -12,7 +12,7 @@ import threading
 import time
 import venv
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -72,8 +72,8 @@ class Upstream:
         return [path for _, path, _ in self.asked]
 
 
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
+@contextmanager
+def serving() -> Iterator[Upstream]:
     """Run an upstream."""
     ours = Upstream()
 
@@ -113,10 +113,26 @@ def upstream() -> Iterator[Upstream]:
     ours.url = f"http://127.0.0.1:{httpd.server_port}"
     thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
     thread.start()
-    yield ours
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+    try:
+        yield ours
+    finally:
+        httpd.shutdown()
+        thread.join()
+        httpd.server_close()
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    """Run an upstream."""
+    with serving() as ours:
+        yield ours
+
+
+@pytest.fixture
+def second() -> Iterator[Upstream]:
+    """Run another upstream."""
+    with serving() as ours:
+        yield ours
 
 
 @dataclass

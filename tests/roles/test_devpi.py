@@ -264,6 +264,35 @@ def test_public_mirrors_have_what_they_need(upstream: str) -> None:
     assert settings["mirror_ignore_serial_header"] is True
 
 
+def test_list_of_upstreams_is_asked_in_its_order() -> None:
+    given = ["tuna", "https://a.example.org/simple", "pypi"]
+    settings = evaluate("devpi", "{{ __devpi_indexes['root/pypi'] }}", devpi_upstream=given)
+    assert settings["mirror_url"].startswith("https://pypi.tuna.")
+    assert settings["mirror_web_url_fmt"] == settings["mirror_url"] + "{name}/"
+    assert settings["fallback_urls"] == ["https://a.example.org/simple/", "official"]
+    assert "official" not in settings
+    ways = evaluate("devpi", "{{ __devpi_upstream_urls | devpi_ways_out }}", devpi_upstream=given)
+    assert [way["urls"] for way in ways] == [[settings["mirror_url"]], ["https://a.example.org/simple/"], [""]]
+    settings = evaluate("devpi", "{{ __devpi_indexes['root/pypi'] }}", devpi_upstream=["pypi", given[1]])
+    assert (settings["official"], settings["fallback_urls"]) == (True, ["https://a.example.org/simple/"])
+    assert "mirror_url" not in settings
+
+
+def test_module_writes_the_official_url_into_a_list_and_sees_its_order() -> None:
+    def official() -> dict[str, Any]:
+        return {"mirror_url": "https://o.example.org/simple/", "mirror_web_url_fmt": "https://o.example.org/{name}"}
+
+    urls = ["https://a.example.org/simple/", "https://o.example.org/simple/"]
+    wanted = {
+        "root/pypi": {"type": "mirror", "mirror_url": "https://m.example.org/", "fallback_urls": [urls[0], "official"]}
+    }
+    done = devpi.complete(wanted, official)
+    assert done == {"root/pypi": {**wanted["root/pypi"], "fallback_urls": urls}}
+    assert devpi.plan(done, done, remove=False) == []
+    turned = {"root/pypi": {**done["root/pypi"], "fallback_urls": urls[::-1]}}
+    assert [str(change) for change in devpi.plan(done, turned, remove=False)] == ["change root/pypi: fallback_urls"]
+
+
 def test_official_upstream_is_devpis_own() -> None:
     settings = evaluate("devpi", "{{ __devpi_indexes['root/pypi'] }}")
     assert settings == {
@@ -275,6 +304,7 @@ def test_official_upstream_is_devpis_own() -> None:
         "mirror_cache_expiry": 1800,
         "flat": False,
         "file_hosts": [],
+        "fallback_urls": [],
         "min_age_days": 0,
         "min_age_undated": "hidden",
         "block": "",
@@ -417,6 +447,11 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
     [
         ({"devpi_upstream": "pipy"}, ["devpi_upstream", '"pipy"', "tuna"]),
         ({"devpi_upstream": "custom"}, ["devpi_mirror_url", '""', "http://"]),
+        ({"devpi_upstream": ["tuna", "pipy"]}, ["devpi_upstream has", '"pipy"', "aliyun", "URLs"]),
+        ({"devpi_upstream": []}, ["devpi_upstream is an empty list"]),
+        ({"devpi_upstream": ["https://u:secret@a.example.org/"]}, ["devpi_upstream has", "//***@", "password"]),
+        ({"devpi_upstream": ["https://a.example.org/s", "https://a.example.org/s/"]}, ["devpi_upstream", "twice"]),
+        ({"devpi_upstream": ["pypi", "custom"]}, ["devpi_mirror_url", '""', "http://"]),
         ({**CUSTOM, "devpi_mirror_url": "mirror.example.org/simple"}, ['"mirror.example.org/simple"', "https://"]),
         ({**CUSTOM, "devpi_mirror_url": "https://u:hush@m.example.org/simple"}, ["//***@m.example.org", "password"]),
         ({"devpi_mirror_url": "https://m.example.org/simple"}, ["devpi_mirror_url", '"pypi"', "custom"]),
@@ -456,6 +491,31 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
         (
             {"devpi_indexes": {"root/x": {"type": "mirror", "official": True, "flat": True}}},
             ["root/x is both official and flat"],
+        ),
+        (
+            {"devpi_indexes": {"root/pypi": {"fallback_urls": ["https://u:secret@a.example.org/"]}}},
+            ["root/pypi", "//***@", "fallback_urls", "password"],
+        ),
+        (
+            {"devpi_indexes": {"root/x": {"type": "mirror", "official": True, "fallback_urls": ["official"]}}},
+            ["root/x", '"official" twice'],
+        ),
+        (
+            {"devpi_indexes": {"root/x": {"type": "mirror", "mirror_url": "http://m/", "fallback_urls": ["http://m"]}}},
+            ["root/x", '"http://m" twice'],
+        ),
+        (
+            {
+                "devpi_indexes": {
+                    "root/x": {
+                        "type": "mirror",
+                        "mirror_url": "http://m/",
+                        "flat": True,
+                        "fallback_urls": ["http://n/"],
+                    }
+                }
+            },
+            ["root/x is flat and has fallback_urls"],
         ),
         ({"devpi_indexes": {"root/x": {"type": "stage", "flat": True}}}, ["root/x is a stage", "flat"]),
         ({"devpi_indexes": {"root/x": {"type": "stage", "block": ["a"]}}}, ["root/x is a stage", "block"]),

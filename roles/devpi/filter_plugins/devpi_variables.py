@@ -39,8 +39,8 @@ SWITCHES = (
 CHOICES = {
     "devpi_min_age_undated": ("hidden", "shown"),
     "devpi_role": ("primary", "replica"),
-    "devpi_upstream": ("pypi", "tuna", "aliyun", "ustc", "custom"),
 }
+UPSTREAMS = ("pypi", "tuna", "aliyun", "ustc", "custom")
 # The texts that Ansible's filter `bool` takes for true and false.
 TRUE = {"true", "t", "yes", "y", "on", "1"}
 FALSE = {"false", "f", "no", "n", "off", "0"}
@@ -111,6 +111,7 @@ COMMON = {"type", "title", "description", "custom_data", "volatile"}
 MIRROR = {
     "allow",
     "block",
+    "fallback_urls",
     "file_hosts",
     "flat",
     "min_age_days",
@@ -125,7 +126,18 @@ MIRROR = {
     "mirror_use_external_urls",
 }
 STAGE = {"bases", "acl_upload", "acl_toxresult_upload", "mirror_whitelist", "mirror_whitelist_inheritance"}
-LISTS = {"allow", "bases", "block", "acl_upload", "acl_toxresult_upload", "file_hosts", "mirror_whitelist"}
+LISTS = {
+    "acl_toxresult_upload",
+    "acl_upload",
+    "allow",
+    "bases",
+    "block",
+    "fallback_urls",
+    "file_hosts",
+    "mirror_whitelist",
+}
+# The official index in a list of URLs; module devpi_indexes has its URL from devpi.
+OFFICIAL = "official"
 # Lists of rules: devpi stores each as one text, a rule a line.
 RULES = ("allow", "block")
 # The most that each number of an index may be, None for no limit.
@@ -219,6 +231,48 @@ def _of_types(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             shown = "not what it must be (its value is not shown)" if text.secret else _shown(value)
             yield name, f"{name} is {shown}: it must be {text.allowed}"
     yield from _of_lists(given)
+    if problem := _upstream_problem(given["devpi_upstream"], given["devpi_mirror_url"]):
+        yield "devpi_upstream", problem
+
+
+def _upstream_problem(value: Any, custom: Any) -> str:
+    """Return what is wrong with `devpi_upstream`, a word or a list of words and URLs; "" for nothing."""
+    allowed = f"allowed are {', '.join(UPSTREAMS)}, or a list of these and of URLs of simple indexes"
+    entries = value if isinstance(value, list) else [value]
+    if not entries:
+        return f"devpi_upstream is an empty list: {allowed}"
+    for entry in entries:
+        is_url = isinstance(value, list) and isinstance(entry, str) and PUBLIC_URL.fullmatch(entry)
+        if entry not in UPSTREAMS and not is_url:
+            form = "with http:// or https:// and without a password, which devpi would show to everybody"
+            return f"devpi_upstream {'has' if entry is not value else 'is'} {_shown(entry)}: {allowed}, {form}"
+    places = [f"{custom if entry == 'custom' else entry}".rstrip("/") for entry in entries]
+    if twice := sorted({place for place in places if places.count(place) > 1}):
+        return f"devpi_upstream has {_shown(twice[0])} twice: each upstream is asked once, take one of them out"
+    return ""
+
+
+def devpi_upstream_urls(value: Any, known: Mapping[str, str]) -> list[str]:
+    """Return the URLs of `devpi_upstream` in order, with a slash at the end; "official" for the official index.
+
+    Args:
+        value: The variable.
+        known: URLs of the words, "" for the official index.
+    """
+    found = [known.get(entry, entry) for entry in (value if isinstance(value, list) else [value])]
+    return [f"{url.rstrip('/')}/" if url else OFFICIAL for url in found]
+
+
+def devpi_ways_out(urls: Sequence[str]) -> list[Settings]:
+    """Return the upstreams in the words of module python_venv_way_out, each by itself."""
+    return [
+        {
+            "what": "the upstream of root/pypi",
+            "variable": "devpi_upstream",
+            "urls": ["" if url == OFFICIAL else url],
+        }
+        for url in urls
+    ]
 
 
 def _of_lists(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -257,23 +311,24 @@ def _of_lists(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _of_upstream(given: Mapping[str, Any], right: set[str]) -> Iterator[tuple[str, str]]:
     """Yield what does not go together about the upstream of root/pypi."""
     url, page, upstream = given["devpi_mirror_url"], given["devpi_mirror_web_url_fmt"], given["devpi_upstream"]
+    upstreams = upstream if isinstance(upstream, list) else [upstream]
     if not isinstance(url, str):
         yield (
             "devpi_mirror_url",
             f"devpi_mirror_url is {_shown(url)}: it must be a text, empty unless devpi_upstream is custom",
         )
-    elif upstream == "custom" and not PUBLIC_URL.fullmatch(url):
+    elif "custom" in upstreams and not PUBLIC_URL.fullmatch(url):
         yield (
             "devpi_mirror_url",
             f"devpi_mirror_url is {_shown(url)}: for devpi_upstream custom it must be the URL of a simple index, with "
             "http:// or https:// and without a password, which devpi would show to everybody; for example "
             "https://mirror.example.org/pypi/simple/",
         )
-    elif upstream != "custom" and (url or page) and {"devpi_upstream", "devpi_mirror_web_url_fmt"} <= right:
+    elif "custom" not in upstreams and (url or page) and {"devpi_upstream", "devpi_mirror_web_url_fmt"} <= right:
         yield (
             "devpi_mirror_url",
             f"devpi_mirror_url is {_shown(url)} and devpi_mirror_web_url_fmt is {_shown(page)}, but devpi_upstream is "
-            f'"{upstream}", which has its own: set devpi_upstream to custom, or leave both empty',
+            f"{_shown(upstream)}, which has its own: set devpi_upstream to custom, or leave both empty",
         )
 
 
@@ -504,6 +559,13 @@ def _of_value(key: str, value: Any) -> Iterator[str]:
         yield from (
             f'"{host}" in {key}: it must be a host or host:port' for host in value if not FILE_HOST.fullmatch(host)
         )
+    elif key == "fallback_urls":
+        for url in value:
+            if url != OFFICIAL and not PUBLIC_URL.fullmatch(url):
+                yield (
+                    f"{_shown(url)} in {key}: it must be {OFFICIAL} or the URL of a simple index, with http:// or "
+                    "https:// and without a password, which devpi would show to everybody"
+                )
     elif key in RULES:
         yield from (f'"{rule}" in {key}: {why}' for rule in value if (why := _rule_problem(rule)))
     elif key == "min_age_undated" and value not in CHOICES["devpi_min_age_undated"]:
@@ -521,6 +583,12 @@ def _of_url(where: str, settings: Mapping[str, Any]) -> Iterator[str]:
     url = settings.get("mirror_url")
     if settings.get("official") is True and settings.get("flat") is True:
         yield f"{where} is both official and flat: the official index is not flat; take one of them out"
+    if settings.get("fallback_urls") and settings.get("flat") is True:
+        yield f"{where} is flat and has fallback_urls: a flat index has one upstream; take one of them out"
+    urls = [str(each).rstrip("/") for each in settings.get("fallback_urls") or []]
+    urls.append(OFFICIAL if settings.get("official") is True else str(url).rstrip("/"))
+    if twice := sorted({each for each in urls if urls.count(each) > 1}):
+        yield f"{where} has the upstream {_shown(twice[0])} twice (mirror_url, fallback_urls): take one of them out"
     if settings.get("official") is True:
         if url is not None:
             yield f"{where} has both official and mirror_url: take one of them out"
@@ -566,4 +634,6 @@ class FilterModule:
             "devpi_declared": devpi_declared,
             "devpi_ports": devpi_ports,
             "devpi_problems": devpi_problems,
+            "devpi_upstream_urls": devpi_upstream_urls,
+            "devpi_ways_out": devpi_ways_out,
         }

@@ -49,8 +49,9 @@ options:
     description:
       - Settings by user/index, in devpi's own words.
       - With C(official) true, C(mirror_url) and C(mirror_web_url_fmt) are those that devpi was made with.
-      - C(flat), C(file_hosts), C(min_age_days), C(min_age_undated), C(block) and C(allow) are settings that our plugin
-        adds to devpi; the last two are texts with a rule a line.
+      - In C(fallback_urls), C(official) is the URL of that upstream.
+      - C(fallback_urls), C(flat), C(file_hosts), C(min_age_days), C(min_age_undated), C(block) and C(allow) are
+        settings that our plugin adds to devpi; the last two are texts with a rule a line.
     type: dict
     required: true
   users:
@@ -153,6 +154,11 @@ def complete(indexes: Mapping[str, Settings], official: Callable[[], Settings]) 
     for name, settings in indexes.items():
         plain = {key: value for key, value in settings.items() if key != "official"}
         done[name] = plain | official() if settings.get("official") else plain
+        urls = plain.get("fallback_urls", [])
+        if "official" in urls:
+            done[name]["fallback_urls"] = [
+                official().get("mirror_url", url) if url == "official" else url for url in urls
+            ]
     return done
 
 
@@ -172,9 +178,9 @@ def in_order(indexes: Mapping[str, Settings]) -> list[str]:
 
 
 def same(key: str, one: Any, other: Any) -> bool:
-    """Return whether two values of a setting mean the same; the order of bases matters, that of people does not."""
+    """Return whether two values of a setting mean the same; of bases and upstreams the order matters."""
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return list(one) == list(other) if key == "bases" else sorted(one) == sorted(other)
+        return list(one) == list(other) if key in {"bases", "fallback_urls"} else sorted(one) == sorted(other)
     return bool(one == other)
 
 

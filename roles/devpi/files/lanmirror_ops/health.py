@@ -27,6 +27,8 @@ PAGE_SECONDS = 20.0
 REST_SECONDS = 5.0
 # How long a replica may hear nothing from its primary, seconds; it asks all the time.
 PRIMARY_SECONDS = 300.0
+# How long it is told that a place gave something wrong, seconds.
+WRONG_SECONDS = 86400.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,29 @@ def _time(at: float) -> str:
 
 
 @dataclass(frozen=True)
+class Place:
+    """One of several places that an index has its pages or files from.
+
+    Attributes:
+        index: user/index.
+        url: Of the place.
+        since: When that began, seconds since the epoch.
+        why: Why it gives nothing; empty when it does.
+        wrong_at: When it gave something wrong last.
+        wrong: What that was; empty for nothing.
+        count: How often, since the start of devpi.
+    """
+
+    index: str
+    url: str
+    since: float = 0.0
+    why: str = ""
+    wrong_at: float = 0.0
+    wrong: str = ""
+    count: int = 0
+
+
+@dataclass(frozen=True)
 class Devpi:
     """What devpi itself gives, looked at less often than the rest.
 
@@ -84,6 +109,7 @@ def judge(
     devpi: Devpi,
     measured: Sequence[disks.Measured],
     upstreams: Mapping[str, tuple[float, str]],
+    places: Sequence[Place] = (),
 ) -> Health:
     """Return what is wrong.
 
@@ -94,6 +120,7 @@ def judge(
         devpi: What it gives.
         measured: The disks.
         upstreams: How each upstream answered last, by index: since when, and why not.
+        places: The same of each where an index has several, and what they gave that was wrong.
     """
     problems: dict[str, str] = {}
     warnings: dict[str, str] = {}
@@ -116,6 +143,19 @@ def judge(
             warnings[f"upstream of {index}"] = (
                 f"the upstream of {index} does not answer since {_time(since)} ({why}): "
                 "what is cached installs, new projects do not"
+            )
+    for place in places:
+        if devpi.indexes is not None and place.index not in devpi.indexes:
+            continue
+        if place.why:
+            warnings[f"{place.url} for {place.index}"] = (
+                f"{place.url} gives {place.index} nothing of use since {_time(place.since)} ({place.why}): "
+                "the others of the list are asked in its place"
+            )
+        if place.wrong and time.time() - place.wrong_at < WRONG_SECONDS:
+            warnings[f"what {place.url} gave {place.index}"] = (
+                f"{place.url} gave {place.index} something wrong, which was refused, last at {_time(place.wrong_at)} "
+                f"({place.wrong}): if that goes on, take it out of the list"
             )
     return Health(problems, warnings)
 
@@ -216,9 +256,33 @@ def upstreams(path: Path) -> dict[str, tuple[float, str]]:
     """
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        return {index: (float(said["since"]), str(said["why"])) for index, said in told.items()}
+        return {index: (float(said["since"]), str(said["why"] or "")) for index, said in told.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
+
+
+def places(path: Path) -> list[Place]:
+    """Return how each place answered devpi last, of the indexes that have several, in the order of their names."""
+    found = []
+    try:
+        for index, said in json.loads(path.read_text(encoding="utf-8")).items():
+            answers, wrongs = said.get("places", {}), said.get("wrong", {})
+            for url in answers.keys() | wrongs.keys():
+                one, other = answers.get(url, {}), wrongs.get(url, {})
+                found.append(
+                    Place(
+                        index,
+                        url,
+                        float(one.get("since", 0)),
+                        str(one.get("why", "")),
+                        float(other.get("since", 0)),
+                        str(other.get("why", "")),
+                        int(other.get("count", 0)),
+                    )
+                )
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
+    return sorted(found, key=lambda place: (place.index, place.url))
 
 
 def publish(health: Health, public: Path, at: float) -> None:
@@ -255,6 +319,7 @@ def look(settings: Settings, silent: str, devpi: Devpi) -> tuple[Health, dict[st
         devpi=devpi,
         measured=measured,
         upstreams=upstreams(settings.upstreams),
+        places=places(settings.upstreams),
     )
     now = time.time()
     publish(health, settings.public, now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from .disks import Measured
+from .health import Place
 from .served import FILE, PAGE, RESULTS
 
 Samples = list[tuple[str, float | None]]
@@ -12,7 +13,11 @@ PREFIX = "lanmirror_pypi"
 
 
 def metrics(
-    numbers: Mapping[str, float], now: Mapping[str, float], upstreams: Mapping[str, bool], measured: Sequence[Measured]
+    numbers: Mapping[str, float],
+    now: Mapping[str, float],
+    upstreams: Mapping[str, bool],
+    measured: Sequence[Measured],
+    places: Sequence[Place] = (),
 ) -> str:
     """Return everything.
 
@@ -21,6 +26,7 @@ def metrics(
         now: What was just measured.
         upstreams: Whether each answers, by index.
         measured: The disks.
+        places: Those of the indexes that have several upstreams or places of files.
     """
 
     def labelled(name: str, label: str, values: Iterable[str]) -> Samples:
@@ -79,6 +85,18 @@ def metrics(
             "gauge",
             "1 if the upstream of the mirror answered devpi the last time.",
             [(f'{{index="{index}"}}', float(up)) for index, up in sorted(upstreams.items())],
+        ),
+        (
+            "place_up",
+            "gauge",
+            "1 if this one of several places gave devpi something of use the last time.",
+            [(f'{{index="{one.index}",url="{one.url}"}}', float(not one.why)) for one in places],
+        ),
+        (
+            "place_wrong_total",
+            "counter",
+            "What a place gave that was wrong, and was refused, since the start of devpi.",
+            [(f'{{index="{one.index}",url="{one.url}"}}', float(one.count)) for one in places],
         ),
         ("checked_timestamp_seconds", "gauge", "When this was written.", known("checked_timestamp_seconds")),
     )

@@ -7,7 +7,7 @@ import time
 
 from .asking import silence
 from .files import write
-from .health import Devpi, Health, changes, look, look_at_devpi, upstreams
+from .health import Devpi, Health, changes, look, look_at_devpi, places, upstreams
 from .journal import ERROR, alive, tell
 from .known import Known
 from .metrics import metrics
@@ -44,7 +44,8 @@ def watch(settings: Settings) -> None:
                     for index, (_, why) in upstreams(settings.upstreams).items()
                     if devpi.indexes is None or index in devpi.indexes
                 }
-                write(settings.metrics, metrics(known.numbers(), now, answers, measured), 0o644)
+                of_lists = [place for place in places(settings.upstreams) if place.index in answers]
+                write(settings.metrics, metrics(known.numbers(), now, answers, measured, of_lists), 0o644)
         except (OSError, sqlite3.Error) as error:
             if str(error) != complaint:
                 tell(ERROR, f"cannot count what is served, or write the metrics: {error}")

@@ -11,13 +11,15 @@ Where an upstream is silent, nobody waits for it again for PAUSE seconds. What t
 A page is stored as one value (`page.dump`), with the URL of each file. devpi itself stores an entry for each link as
 well, which takes seconds for a large project; here an entry is made when its file is fetched.
 
-A page belongs to the URL that it came from: when `mirror_url` is changed, nothing of before is given any more.
+A page belongs to the URL that it came from: when that is no upstream of the mirror any more, its pages are not given.
+
+Of several upstreams (places.py), the next is asked where one fails. Its page must not be older than the known one,
+unless that is overdue, and it must not name a file with another hash.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 import time
 from base64 import b64decode, b64encode
@@ -34,7 +36,7 @@ from devpi_server import mirror
 from devpi_server.log import threadlog
 from devpi_server.normalized import normalize_name
 
-from lanmirror_devpi import coming, links, outside, page
+from lanmirror_devpi import coming, links, outside, page, places
 from lanmirror_devpi.flat import FLAT
 from lanmirror_devpi.replace import replace
 from lanmirror_devpi.times import MISSING, Store, Times
@@ -55,6 +57,10 @@ FIELD = "lanmirror"
 FLAT_SECONDS = 5.0
 # Pages that are kept unpacked: with so many files on them, at some 2 KB each, or of so many projects, however large.
 FILES, PAGES = 10_000, 2
+# What tells that a server has nothing for us, or not now, whatever is asked for.
+TURNED_AWAY = {HTTPStatus.FORBIDDEN, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+# What a file does not lose where another upstream does not tell it.
+LASTING = ("core-metadata", "size", "upload-time")
 # Digits of a mark.
 MARK = 24
 # The mark of a page that devpi stored before there was this plugin.
@@ -126,8 +132,8 @@ class Question:
 
     Attributes:
         index: user/index.
-        source: URL of the index without credentials, with a slash at the end.
-        flat: Whether the page of all files stands there.
+        sources: URLs of the upstreams, in order, without credentials, with a slash at the end.
+        flat: Whether the page of all files stands at the first, which is the only one then.
         project: The project's normal name.
         known: What is stored, None for nothing.
         ignore_serial: Whether an older serial is as good.
@@ -135,12 +141,21 @@ class Question:
     """
 
     index: str
-    source: str
+    sources: tuple[str, ...]
     flat: bool
     project: str
     known: Known | None
     ignore_serial: bool
     ended: int
+
+    @property
+    def first(self) -> str:
+        """The first upstream."""
+        return self.sources[0]
+
+    def is_of_another(self, source: str) -> bool:
+        """Return whether what is known came from another upstream than this one."""
+        return self.known is not None and self.known.source not in {"", source}
 
 
 @dataclass(frozen=True)
@@ -151,11 +166,13 @@ class Reply:
         known: The page of now, the same as before where it has not changed; None where there is none.
         why: Why the upstream gave nothing of use; "" when it did.
         devpi_serial: On a replica: what the primary's database has from then on.
+        sure: Whether it is remembered that there is none: those upstreams say it that should be asked first.
     """
 
     known: Known | None = None
     why: str = ""
     devpi_serial: int = -1
+    sure: bool = True
 
 
 @dataclass(frozen=True)
@@ -174,14 +191,20 @@ class FlatPage:
 class Flight:
     """A request that is under way; `reply` is there when `read` is set, and stored when `ended` is.
 
-    `began` is when its turn came (time.monotonic()), `heard` whether the upstream has said anything.
+    `began` is when its turn came (time.monotonic()), `heard` whether the upstream has said anything, `left` how many
+    upstreams may be asked after that one.
     """
 
     read: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     began: float | None = None
     heard: bool = False
+    left: int = 0
     reply: Reply = field(default_factory=Reply)
+
+    def turn(self, left: int) -> None:
+        """Begin with the next upstream."""
+        self.left, self.heard, self.began = left, False, time.monotonic()
 
 
 # The request that a thread is busy with.
@@ -198,10 +221,18 @@ class AnswerError(Exception):
     """The upstream gives nothing of use; the message says why, and holds no credentials."""
 
 
+class HostError(AnswerError):
+    """The upstream's host gives nothing, whatever page is asked for."""
+
+
+class DisagreeError(AnswerError):
+    """The upstream names a file with another hash than the known page does."""
+
+
 class Asker:
     """Asks the upstreams of all mirrors."""
 
-    def __init__(self, xom: Any, told: Told, *, max_stale: float, limit: float) -> None:
+    def __init__(self, xom: Any, told: Told, *, max_stale: float, limit: float, pause: float) -> None:
         """Ask for the mirrors of `xom`.
 
         Args:
@@ -209,10 +240,12 @@ class Asker:
             told: Where it is written which upstreams answer.
             max_stale: Seconds after which an unconfirmed page is an error.
             limit: Seconds after which a page that still comes is given up.
+            pause: Seconds for which one of several upstreams is left alone that failed.
         """
         self.xom, self.told, self.max_stale, self.limit = xom, told, max_stale, limit
         self.store = Store(xom.config.server_path / ".lanmirror-times.sqlite")
         self.started = time.time()
+        self.pauses = places.Pauses(pause)
         self._threads = ThreadPoolExecutor(THREADS, "lanmirror-page")
         self._lock = threading.Lock()
         self._flights: dict[tuple[str, str], Flight] = {}
@@ -295,10 +328,10 @@ class Asker:
             return
         if known is None:
             # One that was there is asked for each time, until it is too old.
-            if question.known is None:
+            if question.known is None and reply.sure:
                 self._forget(question)
                 times.confirm(question.project, MISSING)
-        elif question.known is not None and known.mark == question.known.mark:
+        elif question.known is not None and (known.mark, known.source) == (question.known.mark, question.known.source):
             times.confirm(question.project, known.mark)
         elif within:
             with self.xom.keyfs.write_transaction(allow_restart=True):
@@ -310,7 +343,7 @@ class Asker:
         """Store a page, in a transaction that writes."""
         stage = self.xom.model.getstage(*question.index.split("/"))
         # It may have been removed or changed meanwhile.
-        if stage is None or source_of(stage) != question.source:
+        if stage is None or known.source not in places.upstreams_of(stage):
             return
         stage.key_projsimplelinks(question.project).set(stored(known))
         stage.add_project_name(question.project)
@@ -318,7 +351,7 @@ class Asker:
         self.xom.keyfs.tx.on_commit_success(lambda: times.confirm(question.project, known.mark))
 
     def _forget(self, question: Question) -> None:
-        """Delete a stored page that nothing is known by: it came from another `mirror_url`."""
+        """Delete a stored page that nothing is known by: what it came from is no upstream any more."""
         user, index = question.index.split("/")
         with self.xom.keyfs.read_transaction(allow_reuse=True):
             stage = self.xom.model.getstage(user, index)
@@ -326,7 +359,7 @@ class Asker:
                 return
         with self.xom.keyfs.write_transaction(allow_restart=True):
             stage = self.xom.model.getstage(user, index)
-            if stage is not None and source_of(stage) == question.source:
+            if stage is not None and places.upstreams_of(stage) == question.sources:
                 stage.key_projsimplelinks(question.project).delete()
                 projects = stage.key_projects.get_mutable()
                 projects.discard(question.project)
@@ -337,7 +370,7 @@ class Asker:
     def _reply(self, stage: Any, question: Question) -> Reply:
         try:
             reply = (
-                self._from_primary(stage, question) if self.xom.is_replica() else self._from_upstream(stage, question)
+                self._from_primary(stage, question) if self.xom.is_replica() else self._from_upstreams(stage, question)
             )
         except AnswerError as error:
             self.told.tell(question.index, str(error))
@@ -348,41 +381,92 @@ class Asker:
     def _from_primary(self, stage: Any, question: Question) -> Reply:
         known = question.known
         # The primary waits for its upstream as long as it may.
-        status, headers, _, _ = self._get(stage, f"{question.source}{question.project}/", {}, self.limit + 30)
+        status, headers, _, _ = self._get(stage, f"{question.first}{question.project}/", {}, self.limit + 30)
         if status == HTTPStatus.NOT_FOUND:
             return Reply()
         if status != HTTPStatus.OK:
-            raise AnswerError(f"{status} status")
+            raise failed(status)
         return Reply(known=known, devpi_serial=int(headers.get("X-DEVPI-SERIAL", -1)))
 
-    def _from_upstream(self, stage: Any, question: Question) -> Reply:
-        known = question.known
+    def _from_upstreams(self, stage: Any, question: Question) -> Reply:
+        """Return what the first upstream gives that gives something of use."""
         if question.flat:
             return self._from_flat(stage, question)
+        if len(question.sources) == 1:
+            return self._from_upstream(stage, question, question.first)
+        now, paused = self.pauses.in_order(question.sources)
+        # Who has a page need not wait for a host that failed just now.
+        order = [*now, *([] if question.known else paused)]
+        why = dict.fromkeys(paused, "it failed just now")
+        older, is_missing = None, False
+        for left, source in zip(reversed(range(len(order))), order, strict=True):
+            underway.flight.turn(left)
+            self.pauses.trying(source)
+            try:
+                reply = self._from_upstream(stage, question, source)
+            except AnswerError as error:
+                why[source] = str(error)
+                # A page that is refused is of one project.
+                is_refused = isinstance(error, DisagreeError)
+                self.told.tell_place(question.index, source, "" if is_refused else str(error), question.sources)
+                if isinstance(error, HostError):
+                    self.pauses.failed(source)
+                if is_refused:
+                    threadlog.error("%s", error)
+                    self.told.tell_wrong(question.index, source, str(error))
+                continue
+            self.pauses.answered(source)
+            self.told.tell_place(question.index, source, "", question.sources)
+            if reply.known is None and question.known is None:
+                return replaced(reply, sure=not why)
+            if reply.known is None:
+                is_missing = True
+            elif is_older(reply.known, question):
+                why[source] = "its page is older"
+                older = older or reply
+            else:
+                return reply
+        if older and self.is_overdue(self.times(question.index), question.project):
+            # Nobody has a newer one.
+            return older
+        if is_missing and not why:
+            return Reply()
+        raise AnswerError("; ".join(f"{source}: {why[source]}" for source in question.sources if source in why))
+
+    def _from_upstream(self, stage: Any, question: Question, source: str) -> Reply:
+        known, is_of_another = question.known, question.is_of_another(source)
         asking = {"Accept": ACCEPT}
-        if known and known.etag:
+        if known and known.etag and not is_of_another:
             asking["If-None-Match"] = known.etag
-        status, answer, url, body = self._get(stage, f"{question.source}{question.project}/", asking, stage.timeout)
-        if status == HTTPStatus.NOT_MODIFIED and known:
+        status, answer, url, body = self._get(stage, f"{source}{question.project}/", asking, stage.timeout)
+        if status == HTTPStatus.NOT_MODIFIED and known and not is_of_another:
             return Reply(known)
-        gone = status == HTTPStatus.FORBIDDEN and self._has_only_refused_this(stage, question)
+        gone = status == HTTPStatus.FORBIDDEN and self._has_only_refused_this(stage, question, source)
         if gone or status == HTTPStatus.NOT_FOUND:
             return Reply()
         if status != HTTPStatus.OK:
-            raise AnswerError(f"{status} status")
+            raise failed(status)
         if normalize_name(urlsplit(url).path.rstrip("/").rpartition("/")[2]) != question.project:
             raise AnswerError("it leads to the page of another project")
         content_type, etag = answer.get("Content-Type", ""), answer.get("ETag", "")
-        serial = serial_of(answer.get("X-PYPI-LAST-SERIAL"), question)
+        serial = serial_of(answer.get("X-PYPI-LAST-SERIAL"), question, source)
         try:
             found = page.parse(question.project, url, content_type, body)
         except page.PageError as error:
             raise AnswerError(str(error)) from error
         if not found.files and not may_be_empty(found, question, content_type):
             raise AnswerError("its page has no files")
-        return Reply(known_of(found, question, etag, serial))
+        if known and is_of_another and (name := disagreement(found, known.page)):
+            raise DisagreeError(
+                f"the page of {question.project} at {source} names {name} with another hash than the known one, "
+                f"which is of {known.source}, and is refused"
+            )
+        if known and len(question.sources) > 1:
+            # Also of the same upstream, whose page before may have been completed.
+            found = completed(found, known.page)
+        return Reply(known_of(found, source, etag, serial))
 
-    def _has_only_refused_this(self, stage: Any, question: Question) -> bool:
+    def _has_only_refused_this(self, stage: Any, question: Question, source: str) -> bool:
         """Return whether a 403 means that the upstream has no such project, as object stores say it.
 
         It does where another page of the same index is given: who is turned away gets none.
@@ -392,7 +476,7 @@ class Asker:
             others = (
                 [] if ours is None else sorted(name for name in ours.key_projects.get() if name != question.project)
             )
-        url = f"{question.source}{others[0]}/" if others else question.source
+        url = f"{source}{others[0]}/" if others else source
         # Of the list of all projects, the beginning is enough.
         status, *_ = self._get(stage, url, {"Accept": ACCEPT, "Range": "bytes=0-0"}, stage.timeout, body=False)
         return status in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.NOT_FOUND}
@@ -407,7 +491,7 @@ class Asker:
             except page.PageError as error:
                 raise AnswerError(str(error)) from error
             if found.files:
-                return Reply(known_of(found, question, "", -1))
+                return Reply(known_of(found, question.first, "", -1))
         return Reply()
 
     def _flat_page(self, stage: Any, question: Question, newer_than: float) -> FlatPage:
@@ -416,19 +500,19 @@ class Asker:
             lock = self._flat_locks.setdefault(question.index, threading.Lock())
         with lock:
             kept = self._flat.get(question.index)
-            if kept and kept.source != question.source:
+            if kept and kept.source != question.first:
                 kept = None
             if kept and kept.at > newer_than:
                 return kept
             asked = time.monotonic()
             headers = {"Accept": ACCEPT, **(kept.validators if kept else {})}
-            status, answer, url, body = self._get(stage, question.source, headers, stage.timeout)
+            status, answer, url, body = self._get(stage, question.first, headers, stage.timeout)
             if kept and status == HTTPStatus.NOT_MODIFIED:
                 flat = replaced(kept, at=asked)
             elif status == HTTPStatus.OK:
                 told = {"If-None-Match": answer.get("ETag"), "If-Modified-Since": answer.get("Last-Modified")}
                 validators = {name: value for name, value in told.items() if value}
-                flat = FlatPage(asked, question.source, url, answer.get("Content-Type", ""), body, validators)
+                flat = FlatPage(asked, question.first, url, answer.get("Content-Type", ""), body, validators)
             else:
                 raise AnswerError(f"{status} status")
             self._flat[question.index] = flat
@@ -450,22 +534,74 @@ class Asker:
                         if len(text) > MAX_PAGE:
                             raise AnswerError(f"its page is larger than {MAX_PAGE >> 20} MiB")
                         if time.monotonic() > until:
-                            raise AnswerError(f"its page takes longer than {self.limit:.0f} s")
+                            raise HostError(f"its page takes longer than {self.limit:.0f} s")
                 return answer.status_code, answer.headers, str(answer.url), bytes(text)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            threadlog.warn("%s: %s: %s", re.sub(r"//[^/@]*@", "//", url), type(error).__name__, error)
-            raise AnswerError("it cannot be reached") from error
+            threadlog.warn("%s: %s: %s", outside.masked(url), type(error).__name__, error)
+            raise HostError("it cannot be reached") from error
 
 
-def known_of(found: page.Page, question: Question, etag: str, serial: int) -> Known:
+def failed(status: int) -> AnswerError:
+    """Return what a status is that is no answer to the question."""
+    is_of_host = status in TURNED_AWAY or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return (HostError if is_of_host else AnswerError)(f"{status} status")
+
+
+def known_of(found: page.Page, source: str, etag: str, serial: int) -> Known:
     """Return a page that came as it is stored."""
     packed = page.dump(found)
-    return Known(packed, hashlib.sha256(packed).hexdigest()[:MARK], question.source, etag, serial)
+    return Known(packed, hashlib.sha256(packed).hexdigest()[:MARK], source, etag, serial)
 
 
-def serial_of(header: str | None, question: Question) -> int:
+def is_older(new: Known, question: Question) -> bool:
+    """Return whether the page of an upstream is older than the known one, which came from another upstream.
+
+    Serials tell it, where both have one. Else a page is newer that has a file more. Where each has files that the other
+    has not, as after a deletion, the upstream counts that stands before the other.
+    """
+    known = question.known
+    if known is None or not question.is_of_another(new.source):
+        return False
+    if min(new.serial, known.serial) >= 0:
+        return new.serial < known.serial
+    has, had = ({file.name for file in each.page.files} for each in (new, known))
+    if not had - has:
+        return False
+    after = question.sources.index(new.source) > question.sources.index(known.source)
+    return after or not has - had
+
+
+def disagreement(new: page.Page, known: page.Page) -> str:
+    """Return the name of a file that two pages name with different hashes, "" for none."""
+    before = {file.name: file.told.get("hashes") or {} for file in known.files}
+    for file in new.files:
+        one, other = file.told.get("hashes") or {}, before.get(file.name, {})
+        if any(str(one[kind]).lower() != str(other[kind]).lower() for kind in one.keys() & other.keys()):
+            return file.name
+    return ""
+
+
+def completed(new: page.Page, known: page.Page) -> page.Page:
+    """Return a page with what the known page tells of the same files, and its own upstream does not.
+
+    Many mirrors tell no date: without it, a rule about the age of files would hide those that it has shown.
+    """
+    before = {file.path: file.told for file in known.files}
+
+    def told(file: page.File) -> page.File:
+        lasting = {key: before[file.path][key] for key in LASTING if key in before.get(file.path, {})}
+        # By its hash alone it is surely the same file.
+        return replaced(file, told={**lasting, **file.told}) if lasting and file.path.startswith("+f/") else file
+
+    return replaced(new, files=tuple(map(told, new.files)))
+
+
+def serial_of(header: str | None, question: Question, source: str) -> int:
     """Return the serial of an answer, -1 where there is none; AnswerError where it is older than that of before."""
     serial = int(header) if header and header.isdecimal() else -1
+    if question.is_of_another(source):
+        # It has to be compared with others.
+        return serial
     if question.known and serial < question.known.serial:
         if not question.ignore_serial:
             raise AnswerError(f"it gives serial {serial}, older than {question.known.serial}")
@@ -484,11 +620,6 @@ def may_be_empty(found: page.Page, question: Question, content_type: str) -> boo
         return True
     is_json = content_type.partition(";")[0].strip().endswith("json")
     return is_json and not (question.known and question.known.page.files)
-
-
-def source_of(stage: Any) -> str:
-    """Return the URL that the pages of a mirror come from, without credentials, with a slash at the end."""
-    return str(stage.mirror_url_without_auth.url)
 
 
 def stored(known: Known) -> dict[str, Any]:
@@ -523,9 +654,9 @@ def is_whole(known: Known) -> bool:
 
 
 def known_here(stage: Any, project: Any) -> Known | None:
-    """Return the stored page of a project, unless it came from another `mirror_url`."""
+    """Return the stored page of a project, unless what it came from is no upstream any more."""
     known = known_page(stage, project)
-    if known is None or stage.xom.is_replica() or known.source in {"", source_of(stage)}:
+    if known is None or stage.xom.is_replica() or known.source in {"", *places.upstreams_of(stage)}:
         return known
     return None
 
@@ -573,7 +704,7 @@ def get_once(stage: Any, project: Any, *, again: bool) -> tuple[Known, bool]:
         raise stage.UpstreamError("offline mode")
     question = Question(
         index=stage.name,
-        source=source_of(stage),
+        sources=places.upstreams_of(stage),
         flat=bool(stage.ixconfig.get(FLAT)) and not stage.xom.is_replica(),
         project=project,
         known=known,
@@ -629,7 +760,7 @@ def waited(flight: Flight, done: threading.Event, stage: Any) -> bool:
     """
     while not done.wait(LOOK):
         silent_for = time.monotonic() - flight.began if flight.began is not None else 0.0
-        if silent_for > stage.timeout and not flight.heard and not stage.xom.is_replica():
+        if silent_for > stage.timeout * (1 + flight.left) and not flight.heard and not stage.xom.is_replica():
             return False
     return True
 
@@ -666,9 +797,9 @@ def file(stage: Any, path: str) -> dict[str, Any] | None:
     return None
 
 
-def install(xom: Any, *, max_stale: float, limit: float, told: Told) -> None:
+def install(xom: Any, *, max_stale: float, limit: float, pause: float, told: Told) -> None:
     """Put this in the place of devpi's own asking."""
-    xom.lanmirror_asker = asker = Asker(xom, told, max_stale=max_stale, limit=limit)
+    xom.lanmirror_asker = asker = Asker(xom, told, max_stale=max_stale, limit=limit, pause=pause)
 
     def get_simplelinks_perstage(self: Any, project: Any) -> Any:
         """Return the links of a project, for what is not a page: versions, for example."""

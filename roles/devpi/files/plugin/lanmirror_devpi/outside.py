@@ -2,9 +2,9 @@
 
 An upstream names URLs: of files, and of redirects. One that names `http://127.0.0.1/` would have devpi fetch from its
 own machine or LAN, and give it to everybody. So what leads to an inside address is refused, unless it is the host and
-port of the index's `mirror_url`, or declared in the index's setting `file_hosts`. The address is checked that is
-connected to, so a name that resolves to something else a moment later does not help. Behind an HTTP proxy, which
-resolves the names itself, only addresses as such and `localhost` can be told.
+port of one of the index's upstreams (`mirror_url`, `fallback_urls`), or declared in its setting `file_hosts`. The
+address is checked that is connected to, so a name that resolves to something else a moment later does not help. Behind
+an HTTP proxy, which resolves the names itself, only addresses as such and `localhost` can be told.
 
 Credentials of an index go to the scheme, host and port of its `mirror_url` alone.
 """
@@ -30,7 +30,7 @@ from httpcore._backends.sync import SyncBackend
 
 from lanmirror_devpi.replace import replace
 
-FILE_HOSTS = "file_hosts"
+FILE_HOSTS, FALLBACK_URLS = "file_hosts", "fallback_urls"
 HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)(:(?P<port>[0-9]{1,5}))?")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 # Seconds without a byte after which an answer has broken off.
@@ -98,6 +98,11 @@ def plain(host: str) -> str:
     return host.strip("[]").rstrip(".").lower()
 
 
+def masked(url: str) -> str:
+    """Return a URL without credentials."""
+    return re.sub(r"//[^/@]*@", "//", url)
+
+
 def origin(url: Any) -> tuple[str, str, int]:
     """Return scheme, host and port of a URL."""
     return url.scheme, plain(url.host), url.port or DEFAULT_PORTS.get(url.scheme, 0)
@@ -118,7 +123,7 @@ def is_inside(address: str) -> bool:
 def refused(host: str) -> RefusedError:
     """Return the error for a host that resolves to nothing but inside addresses."""
     return RefusedError(
-        f"{host} is an inside address, and neither the host of the index's mirror_url nor one of its {FILE_HOSTS}"
+        f"{host} is an inside address, and neither the host of one of the index's upstreams nor one of its {FILE_HOSTS}"
     )
 
 
@@ -253,11 +258,11 @@ lock = threading.Lock()
 
 
 def client(stage: Any) -> Client:
-    """Return a client of an index: one of the same few until its `mirror_url` or `file_hosts` change.
+    """Return a client of an index: one of the same few until its upstreams or `file_hosts` change.
 
     On a replica, its own server is the primary.
     """
-    urls = tuple(filter(None, (own_url(stage), stage.ixconfig.get("mirror_url"))))
+    urls = (*filter(None, (own_url(stage), stage.ixconfig.get("mirror_url"))), *stage.ixconfig.get(FALLBACK_URLS, ()))
     settings = urls, tuple(stage.ixconfig.get(FILE_HOSTS, ()))
     with lock:
         kept = clients.get(stage.name)

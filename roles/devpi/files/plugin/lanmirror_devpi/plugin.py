@@ -19,6 +19,7 @@ from lanmirror_devpi import (
     outside,
     own_names,
     passwords,
+    places,
     replica,
     uploaded,
     view,
@@ -43,6 +44,12 @@ def devpiserver_add_parser_options(parser: Any) -> None:
         type=float,
         default=60.0,
         help="seconds after which a page is given up that still comes from the upstream",
+    )
+    group.addoption(
+        "--lanmirror-host-pause",
+        type=float,
+        default=60.0,
+        help="seconds for which one of several upstreams is left alone that failed",
     )
     group.addoption(
         "--lanmirror-file-silence",
@@ -78,10 +85,12 @@ def devpiserver_cmdline_run(xom: Any) -> None:
         xom,
         max_stale=arguments.lanmirror_max_stale,
         limit=arguments.lanmirror_page_timeout,
+        pause=arguments.lanmirror_host_pause,
         told=Told(arguments.lanmirror_upstreams),
     )
     flat.install()
     outside.install()
+    places.install()
     coming.install()
     entries.install(xom)
     held.install(xom)
