@@ -242,6 +242,8 @@ def test_held_file_wins_over_a_kept_one(ours: CondaSite, package: str) -> None:
     ours.upstreams[0].says[package] = ranged(b"from outside")
     assert get(ours, package).body == b"from outside"
     ours.hold(package, b"held here")
+    # Each worker knows for a second that it was not held.
+    until(lambda: all(get(ours, package).body == b"held here" for _ in range(20)))
     for answer in (get(ours, package), ours.ask(package, Host=NAME)):
         assert (answer.status, answer.body, answer["Cache-Control"]) == (200, b"held here", IMMUTABLE)
     assert get(ours, package, Range="bytes=0-3").body == b"held"

@@ -51,6 +51,7 @@ def test_server_configuration() -> None:
         "lanmirror-pages-fresh": 60,
         "lanmirror-pages-behind": 3600,
         "lanmirror-upstreams": "/run/devpi/upstreams.json",
+        "lanmirror-malware": "/var/lib/devpi-watch/known-malware.json",
     }
 
 
@@ -87,7 +88,7 @@ def test_way_out_of_devpi() -> None:
     assert direct == ["REQUESTS_CA_BUNDLE=/etc/ssl/certs/ca-certificates.crt"]
 
 
-@pytest.mark.parametrize("name", ["devpi", "devpi-watch", "devpi-evict"])
+@pytest.mark.parametrize("name", ["devpi", "devpi-watch", "devpi-evict", "devpi-malware"])
 def test_units_have_one_sandbox(name: str) -> None:
     shared = render("devpi", "sandbox.conf.j2").strip()
     unit = render("devpi", f"{name}.service.j2")
@@ -213,7 +214,7 @@ def test_flat_is_a_setting_of_the_index() -> None:
 
 
 def test_units_beside_devpi_are_kept_to_what_they_write() -> None:
-    for name in ("devpi-watch.service.j2", "devpi-evict.service.j2"):
+    for name in ("devpi-watch.service.j2", "devpi-evict.service.j2", "devpi-malware.service.j2"):
         unit = render("devpi", name, devpi_data_dir="/srv/devpi", devpi_metrics_file="/srv/metrics/pypi.prom")
         for line in (
             "User=devpi",
@@ -421,6 +422,8 @@ CUSTOM = {"devpi_upstream": "custom", "devpi_mirror_url": "https://mirror.exampl
         {"devpi_remove_undeclared": "yes", "devpi_backup_cache": "False", "devpi_mirror_no_project_list": 1},
         {"devpi_data_dir": "/srv/devpi/", "devpi_backup_dir": "/srv/devpi-backups/"},
         {"devpi_address": "2001:db8::1"},
+        {"devpi_malware_list": "https://lists.example.org/all.zip"},
+        {"devpi_malware_list": "/srv/malware"},
         {"devpi_min_age_days": "14", "devpi_min_age_undated": "shown"},
         {"devpi_block": ["*", "Evil", "pkg>=2,<2.3"], "devpi_allow": ["numpy==2.*"]},
         {
@@ -587,6 +590,10 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
         ({"devpi_mirror_url": None}, ["devpi_mirror_url is null", "a text"]),
         ({"devpi_http_proxy": None}, ["devpi_http_proxy is null", "empty or a URL"]),
         ({"devpi_metrics_file": None}, ["devpi_metrics_file is null", "empty or"]),
+        ({"devpi_malware_list": None}, ["devpi_malware_list is null", "empty, a URL"]),
+        ({"devpi_malware_list": "/home/alice/all.zip"}, ["devpi_malware_list", '"/home/alice/all.zip"', "outside"]),
+        ({"devpi_malware_list": "https://u:hush@example.org/"}, ["devpi_malware_list", "without a password"]),
+        ({"devpi_malware_list": "all.zip"}, ["devpi_malware_list", '"all.zip"', "absolute"]),
         ({"devpi_backup_fetch_to": 7}, ["devpi_backup_fetch_to", '"7"', "folder"]),
         ({"devpi_restore_from": "old.tar"}, ["devpi_restore_from", '"old.tar"', "absolute"]),
         ({"devpi_root_password": None}, ["devpi_root_password", "8 characters"]),

@@ -319,6 +319,7 @@ def judged(**found: Any) -> Health:
         "devpi": Devpi(),
         "measured": [],
         "upstreams": {},
+        "malware": "",
     }
     return health.judge(**{**well, **found})
 

@@ -80,6 +80,11 @@ TEXTS = {
     ),
     "devpi_data_dir": Text(PATH, f"{_FOLDER}, for example /srv/devpi", needed=True),
     "devpi_http_proxy": Text(PRIVATE_URL, f"{_URL}, for example http://proxy.lab.lan:3128"),
+    "devpi_malware_list": Text(
+        re.compile(rf"{PUBLIC_URL.pattern}|(?!/(home|root|tmp|var/tmp|run/user)(/|$)){PATH.pattern}"),
+        "empty, a URL with http:// or https:// and without a password, or the absolute path of a file or folder on the "
+        "server outside of /home, /root and /tmp, for example /srv/malware/all.zip",
+    ),
     "devpi_metrics_file": Text(
         re.compile(rf"{PATH.pattern.removesuffix('/?')}(?<=[.]prom)"),
         "empty or an absolute path that ends with .prom, as node_exporter reads it, for example "

@@ -9,6 +9,7 @@
   lanmirror-devpi back             undo a restore or an upgrade that was cut short
   lanmirror-devpi watch            for devpi-watch.service: /health and metrics, for ever
   lanmirror-devpi evict            for devpi-evict.timer: keep the cached files within their limit, check the database
+  lanmirror-devpi malware          for devpi-malware.timer: read the list of known malware
 
 Why not `devpi-export`: it copies or links each file and writes all metadata anew, devpi's import then takes minutes to
 hours, and what was cached is lost or costs as much again. Here the database is copied by SQLite's own online backup

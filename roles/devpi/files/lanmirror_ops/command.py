@@ -18,6 +18,7 @@ from .archive import opened, pack, refuse_other_versions, verify
 from .backup import backup
 from .database import read_state
 from .eviction import evict
+from .malware import refresh
 from .restore import restore
 from .settings import FILE, Settings, load
 from .system import say
@@ -99,8 +100,17 @@ def serve_watch(settings: Settings) -> int:
     return 0
 
 
+def serve_malware(settings: Settings) -> int:
+    """Read the list of known malware; return 1 when it does not count, so that systemd tries again."""
+    return 0 if refresh(settings) else 1
+
+
 # What units run, as devpi's user.
-SERVICES: dict[str, Callable[[Settings], int]] = {"watch": serve_watch, "evict": serve_evict}
+SERVICES: dict[str, Callable[[Settings], int]] = {
+    "watch": serve_watch,
+    "evict": serve_evict,
+    "malware": serve_malware,
+}
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -18,6 +18,7 @@ from . import disks
 from .asking import ask, indexes, result
 from .files import write
 from .journal import ERROR, NOTICE, WARNING
+from .malware import figures, state_of, why_not
 from .settings import Settings
 from .verdict import last_verdict
 
@@ -109,6 +110,7 @@ def judge(
     devpi: Devpi,
     measured: Sequence[disks.Measured],
     upstreams: Mapping[str, tuple[float, str]],
+    malware: str,
     places: Sequence[Place] = (),
 ) -> Health:
     """Return what is wrong.
@@ -120,6 +122,7 @@ def judge(
         devpi: What it gives.
         measured: The disks.
         upstreams: How each upstream answered last, by index: since when, and why not.
+        malware: What is wrong with the list of known malware; empty for nothing.
         places: The same of each where an index has several, and what they gave that was wrong.
     """
     problems: dict[str, str] = {}
@@ -138,6 +141,8 @@ def judge(
         warnings["primary"] = (
             f"this replica does not follow its primary ({devpi.primary}): what is new there is not here"
         )
+    if malware:
+        warnings["malware"] = malware
     for index, (since, why) in sorted(upstreams.items()):
         if why and (devpi.indexes is None or index in devpi.indexes):
             warnings[f"upstream of {index}"] = (
@@ -312,6 +317,7 @@ def look(settings: Settings, silent: str, devpi: Devpi) -> tuple[Health, dict[st
     """
     measured = disks.measure(settings.folders)
     verdict = last_verdict(settings)
+    malware = state_of(settings) if settings.malware else None
     health = judge(
         silent=silent,
         database=why_devpi_cannot_write(settings.database),
@@ -320,6 +326,7 @@ def look(settings: Settings, silent: str, devpi: Devpi) -> tuple[Health, dict[st
         measured=measured,
         upstreams=upstreams(settings.upstreams),
         places=places(settings.upstreams),
+        malware=why_not(settings, malware, time.time()),
     )
     now = time.time()
     publish(health, settings.public, now)
@@ -335,6 +342,7 @@ def look(settings: Settings, silent: str, devpi: Devpi) -> tuple[Health, dict[st
             "healthy": not health.problems,
             "checked_timestamp_seconds": now,
         }
-        | ({"database_checked_timestamp_seconds": verdict.at, "database_sound": not verdict.damage} if verdict else {}),
+        | ({"database_checked_timestamp_seconds": verdict.at, "database_sound": not verdict.damage} if verdict else {})
+        | figures(malware),
         measured,
     )

@@ -80,6 +80,14 @@ def metrics(
             "When that was.",
             known("database_checked_timestamp_seconds"),
         ),
+        ("malware_entries", "gauge", "Advisories in the list of known malware.", known("malware_entries")),
+        ("malware_projects", "gauge", "Projects that it names.", known("malware_projects")),
+        (
+            "malware_read_timestamp_seconds",
+            "gauge",
+            "When it was read, or found unchanged.",
+            known("malware_read_timestamp_seconds"),
+        ),
         (
             "upstream_up",
             "gauge",

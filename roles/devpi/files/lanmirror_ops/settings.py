@@ -57,6 +57,8 @@ class Settings:
     """What Nginx gives out: ok.json or failing.json."""
     upstreams: Path
     """Where devpi writes which upstreams answer."""
+    malware: str
+    """The list of known malware: a path or a URL, "" for none."""
     metrics: Path | None
     """File for node_exporter's textfile collector."""
     max_cached: int
@@ -85,6 +87,16 @@ class Settings:
     def old_conf(self) -> Path:
         """Where the configuration is put aside, and how to come back; devpi's user cannot write there."""
         return self.prefix / "aside"
+
+    @property
+    def malware_list(self) -> Path:
+        """What devpi reads of the list of known malware; as long as the data is another one, it stays."""
+        return self.state.with_name("known-malware.json")
+
+    @property
+    def malware_state(self) -> Path:
+        """What is known of that list."""
+        return self.state.with_name("malware.json")
 
     @property
     def verdict(self) -> Path:

@@ -1,7 +1,8 @@
 """What comes in: the settings of a mirror by which its files are hidden, and what devpi makes of them.
 
 The rules themselves are in policy.py. They hold for the pages of the mirror and of each index that inherits it, for its
-files and their metadata, and on replicas, which have the same settings.
+files and their metadata, and on replicas, which have the same settings. The list of known malware holds for each
+mirror.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 from devpi_common.metadata import splitbasename
 from devpi_server import mirror
 
-from lanmirror_devpi import policy
+from lanmirror_devpi import malware, policy
+from lanmirror_devpi.malware import Listed
 from lanmirror_devpi.page import Page
 from lanmirror_devpi.policy import Policy, Refusal
 from lanmirror_devpi.replace import replace
@@ -26,25 +28,49 @@ DEFAULTS: Mapping[str, Any] = {MIN_AGE: 0, UNDATED: policy.HIDDEN, BLOCK: "", AL
 # How many pages it is remembered of which files come of age, and when: most have none.
 AGES = 10_000
 
+
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """The list of known malware that counts.
+
+    Attributes:
+        listed: The list.
+        mark: Differs where it says something else of what is here: a new list that does not sets no file aside.
+    """
+
+    listed: Listed = malware.NONE
+    mark: str = ""
+
+
 lock = threading.Lock()
+applied = Applied()
 policies: dict[str, tuple[tuple[Any, ...], Policy]] = {}
 ages: OrderedDict[tuple[str, str], tuple[float, ...]] = OrderedDict()
 
 
 def policy_of(index: str, settings: Mapping[str, Any]) -> Policy:
     """Return the rules of an index, made once for its settings."""
-    told = tuple(settings.get(key, default) for key, default in DEFAULTS.items())
+    known_malware = applied
+    told = (*(settings.get(key, default) for key, default in DEFAULTS.items()), known_malware)
     # No lock: at the worst, two threads make the same.
     known = policies.get(index)
     if known is None or known[0] != told:
-        days, undated, block, allow = told
-        known = policies[index] = (told, Policy.of(index, days, undated, block.splitlines(), allow.splitlines()))
+        days, undated, block, allow, _ = told
+        rules = block.splitlines(), allow.splitlines()
+        made = Policy.of(index, days, undated, *rules, listed=known_malware.listed, mark=known_malware.mark)
+        known = policies[index] = (told, made)
     return known[1]
 
 
 def of_stage(stage: Any) -> Policy:
     """Return the rules of an index; one that is no mirror has none."""
     return policy_of(stage.name, stage.ixconfig if stage.ixconfig["type"] == "mirror" else {})
+
+
+def apply(listed: Listed, mark: str) -> None:
+    """Let a list of known malware count from now on."""
+    global applied  # noqa: PLW0603 - replaced as a whole, so that nobody sees a half
+    applied = Applied(listed, mark)
 
 
 def page_of(stage: Any, known: Any) -> Page:

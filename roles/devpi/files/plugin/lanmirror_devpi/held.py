@@ -25,9 +25,11 @@ from typing import Any
 
 from devpi_server import filestore_fs
 from devpi_server.log import threadlog
+from packaging.utils import canonicalize_name
 
-from lanmirror_devpi import coming, entries
+from lanmirror_devpi import coming, entries, malware, mirror
 from lanmirror_devpi.coming import About
+from lanmirror_devpi.malware import Listed
 from lanmirror_devpi.policy import Policy
 from lanmirror_devpi.replace import replace
 
@@ -37,6 +39,10 @@ PARTS = ("+f", "+e")
 METADATA = ".metadata"
 # By which rules files were set aside last.
 RULES = ".lanmirror-rules"
+# Which list of known malware counted last, and its mark (coming.Applied).
+MALWARE = ".lanmirror-malware"
+# A list that says something else of more projects than this is taken for one that matters here, without a look at each.
+MANY = 1000
 # Seconds between two looks at the rules, at the least and at the most.
 PAUSE, LOOK = 0.1, 5.0
 # How long files that are just being stored, and rules that are just being applied, are waited for, seconds.
@@ -253,16 +259,96 @@ def moved(one: Path, place: Path) -> None:
         one.rename(place)
 
 
+class Malware:
+    """Reads the list of known malware when its file changes.
+
+    Most of what a new list says is of projects that nobody here has asked for. Then nothing is set aside, and Nginx
+    keeps its pages: they would all be gone each day otherwise.
+    """
+
+    def __init__(self, xom: Any, path: str) -> None:
+        """Read the file at `path`, none where that is empty; what is written down is beside the database."""
+        self.xom, self.path = xom, Path(path) if path else None
+        self.file = Path(xom.config.server_path) / MALWARE
+        self._status: tuple[int, ...] | None = None
+        self._listed = malware.NONE
+        self._written = ""
+        try:
+            told = json.loads(self.file.read_text(encoding="utf-8"))
+            self._digest, self._mark = str(told["list"]), str(told["mark"])
+        except (OSError, ValueError, LookupError, TypeError):
+            self._digest = self._mark = ""
+
+    def look(self) -> None:
+        """Let a new list count. One that cannot be read does not: the last one stays."""
+        status = None
+        if self.path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                found = self.path.stat()
+                status = found.st_ino, found.st_size, found.st_mtime_ns
+        if status != self._status:
+            self._status = status
+            try:
+                listed = Listed.of(self.path.read_bytes()) if self.path is not None and status else malware.NONE
+            except (OSError, ValueError):
+                threadlog.exception("%s cannot be read", self.path)
+            else:
+                self._take(listed)
+        text = json.dumps({"list": self._listed.digest, "mark": self._mark})
+        if text != self._written:
+            new = self.file.with_name(f"{MALWARE}.new")
+            new.write_text(text, encoding="utf-8")
+            new.replace(self.file)
+            self._written = text
+
+    def _take(self, listed: Listed) -> None:
+        # After a start there is no other list to compare, but it may be the same.
+        if listed.digest != self._digest:
+            # By the old mark first: a page that comes meanwhile is by this list, or is stored before the look.
+            coming.apply(listed, self._mark)
+            if not self._listed.digest or self._matters(listed.changed(self._listed)):
+                self._mark = hashlib.sha256(f"{self._mark} {listed.digest}".encode()).hexdigest()[:16]
+        self._listed, self._digest = listed, listed.digest
+        coming.apply(listed, self._mark)
+        threadlog.info("list of known malware: %s projects", len(listed.names))
+
+    def _matters(self, projects: set[str]) -> bool:
+        """Return whether there is a page or a file of one of these projects here."""
+        if len(projects) > MANY:
+            return True
+        with self.xom.keyfs.read_transaction():
+            mirrors = [
+                stage
+                for user in self.xom.model.get_userlist()
+                for stage in user.getstages()
+                if stage.ixconfig["type"] == "mirror"
+            ]
+            if any(mirror.known_page(stage, name) for stage in mirrors for name in projects):
+                return True
+            indexes = [stage.name for stage in mirrors]
+        # A file stays when its project is gone at the upstream.
+        files = Path(self.xom.config.server_path) / "+files"
+        return any(
+            canonicalize_name(coming.project_in(name)) in projects
+            for index in indexes
+            for folder in (files / index, files / FOLDER / index)
+            for _, _, names_of in os.walk(folder)
+            for name in names_of
+        )
+
+
 class Applies:
     """Applies the rules after each change of anything."""
 
     thread: Any
 
-    def __init__(self, xom: Any) -> None:
+    def __init__(self, xom: Any, malware_list: str = "") -> None:
         self.xom = xom
+        self.malware = Malware(xom, malware_list)
 
     def apply(self) -> int:
         """Apply the rules of now; return the serial of which they are."""
+        self.malware.look()
         with self.xom.keyfs.read_transaction(allow_reuse=True) as tx:
             serial: int = tx.at_serial
             rules = {
@@ -348,10 +434,10 @@ def configure() -> None:
     theirs = replace(filestore_fs.FSIOFile, "_perform_crash_recovery", _perform_crash_recovery)
 
 
-def install(xom: Any) -> None:
-    """Apply the rules now and after each change."""
+def install(xom: Any, malware_list: str) -> None:
+    """Apply the rules, and the list of known malware in that file, now and after each change."""
     xom.lanmirror_held = Held(Path(xom.config.server_path), lambda path: told_of(xom, path))
-    applies = Applies(xom)
+    applies = Applies(xom, malware_list)
     try:
         applies.apply()
     except OSError:

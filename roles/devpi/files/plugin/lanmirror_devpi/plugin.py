@@ -74,6 +74,11 @@ def devpiserver_add_parser_options(parser: Any) -> None:
         default="",
         help="file that says which upstreams answer, for the watchdog; empty: none",
     )
+    group.addoption(
+        "--lanmirror-malware",
+        default="",
+        help="file with the list of known malware, which no mirror shows; empty: none",
+    )
 
 
 @hookimpl
@@ -93,7 +98,7 @@ def devpiserver_cmdline_run(xom: Any) -> None:
     places.install()
     coming.install()
     entries.install(xom)
-    held.install(xom)
+    held.install(xom, arguments.lanmirror_malware)
     files.install(xom)
     own_names.install()
     passwords.install(xom)

@@ -3,7 +3,7 @@
 A rule is a name, a name with versions as in a requirement (`pkg>=2,<2.3`), or `*` for all names. It stands in `block`
 or in `allow`. Where both match a file, the more exact one counts: versions before a name, a name before `*`. Of two
 that are as exact, `block` does. What no rule matches is shown when it is `min_age_days` old; what `allow` lets in is
-shown whatever its age.
+shown whatever its age. What the list of known malware names is not shown, unless `allow` has that very version.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from lanmirror_devpi.links import version_of
+from lanmirror_devpi.malware import NONE, Listed, same
 from lanmirror_devpi.page import File, Page
 
 DAY = 86400.0
@@ -113,6 +114,21 @@ class Rules:
             return Match.NAME, self.names[project]
         return (Match.ALL, ALL) if self.everything else (Match.NONE, "")
 
+    def exact(self, project: str) -> list[SpecifierSet]:
+        """Return those versions of a project that a rule gives one by one, `pkg==1.2`."""
+        return [versions for versions, _ in self.versions.get(project, ()) if is_exact(versions)]
+
+    def concern(self, project: str) -> bool:
+        """Return whether a rule may match a file of a project."""
+        return self.everything or project in self.names or project in self.versions
+
+
+def is_exact(versions: SpecifierSet) -> bool:
+    """Return whether this is one version."""
+    return len(versions) == 1 and all(
+        one.operator in {"==", "==="} and not one.version.endswith(".*") for one in versions
+    )
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -124,6 +140,7 @@ class Policy:
         undated: Whether a file without a date of its upload, or with a wrong one, is `hidden` or `shown` then.
         block: What is not shown.
         allow: What is shown all the same.
+        malware: The list of known malware.
         key: Differs whenever the rules do; "" where there are none.
     """
 
@@ -132,32 +149,75 @@ class Policy:
     undated: str = HIDDEN
     block: Rules = field(default_factory=Rules)
     allow: Rules = field(default_factory=Rules)
+    malware: Listed = NONE
     key: str = ""
 
     @classmethod
-    def of(cls, index: str, min_age_days: int, undated: str, block: Iterable[str], allow: Iterable[str]) -> Policy:
-        """Return the rules of an index; RuleError for the first that is none."""
+    def of(
+        cls,
+        index: str,
+        min_age_days: int,
+        undated: str,
+        block: Iterable[str],
+        allow: Iterable[str],
+        *,
+        listed: Listed = NONE,
+        mark: str = "",
+    ) -> Policy:
+        """Return the rules of an index; RuleError for the first that is none.
+
+        Args:
+            index: see the class.
+            min_age_days: see the class.
+            undated: see the class.
+            block: A rule each.
+            allow: A rule each.
+            listed: The list of known malware.
+            mark: Differs where that list says something else of what is here.
+        """
         block, allow = list(block), list(allow)
-        if not (block or min_age_days):
+        if not (block or min_age_days or listed.names):
             # There is nothing that `allow` would have to let in.
             return cls(index)
         told = repr((min_age_days, undated if min_age_days else "", sorted(block), sorted(allow)))
+        if listed.names:
+            told = f"{told} {mark}"
         key = hashlib.sha256(told.encode()).hexdigest()[:16]
-        return cls(index, min_age_days, undated, Rules.of(block), Rules.of(allow), key)
+        return cls(index, min_age_days, undated, Rules.of(block), Rules.of(allow), listed, key)
 
     def by_rule(self, project: str, version: str | None) -> tuple[bool | None, str]:
-        """Return whether a rule shows a version (True) or hides it (False), None for neither, and the rule."""
+        """Return whether a version is shown (True) or hidden (False), None for neither, and by what."""
         project = canonicalize_name(project)
+        if (ids := self.malware.ids(project, version)) and not self._allows_just(project, version):
+            return False, f"{ids[0]} of the list of known malware"
+        return self._by_lists(project, version)
+
+    def _by_lists(self, project: str, version: str | None) -> tuple[bool | None, str]:
+        """Return the same of `block` and `allow` alone, for a normalised name."""
         blocked, rule = self.block.match(project, version, unreadable=True)
         allowed, _ = self.allow.match(project, version, unreadable=False)
         if blocked and blocked >= allowed:
-            return False, rule
+            return False, f'rule "{rule}" of {self.index}'
         return (True, "") if allowed else (None, "")
+
+    def _allows_just(self, project: str, version: str | None) -> bool:
+        """Return whether a rule of `allow` is this version, and no other: somebody has looked at it."""
+        readable = same(version or "")
+        return isinstance(readable, Version) and any(
+            versions.contains(readable, prereleases=True) for versions in self.allow.exact(project)
+        )
 
     def blocks_all_of(self, project: str) -> bool:
         """Return whether no version of a project is shown, whatever there is."""
         name = canonicalize_name(project)
-        return self.by_rule(project, None)[0] is False and name not in {*self.block.versions, *self.allow.versions}
+        if self.malware.names_all_of(name) and not self.allow.exact(name):
+            return True
+        return self._by_lists(name, None)[0] is False and name not in {*self.block.versions, *self.allow.versions}
+
+    def concerns(self, project: str) -> bool:
+        """Return whether a file of a project may be hidden."""
+        name = canonicalize_name(project)
+        return bool(self.min_age_days) or name in self.malware.names or self.block.concern(name)
 
     def refusal(self, project: str, name: str, uploaded: Any, now: float, *, aged: bool = True) -> Refusal | None:
         """Return why a file is not shown, None where it is.
@@ -171,7 +231,7 @@ class Policy:
         """
         verdict, rule = self.by_rule(project, version_of(canonicalize_name(project), name))
         if verdict is False:
-            return Refusal(f'{name} is blocked here: rule "{rule}" of {self.index}')
+            return Refusal(f"{name} is blocked here: {rule}")
         if verdict or not (aged and self.min_age_days):
             return None
         at = moment(uploaded)
@@ -224,6 +284,8 @@ class Shown:
 
 def shown(policy: Policy, page: Page, now: float) -> Shown:
     """Return a page by the rules: its files, and the versions that it tells."""
+    if not policy.concerns(page.name):
+        return Shown(page, 0, ())
     files: list[File] = []
     comes = set()
     for file in page.files:
@@ -245,11 +307,3 @@ def versions_of(project: str, told: Iterable[str], files: Iterable[File]) -> lis
     """Return the versions of a page that have a file, so that a resolver takes none that it cannot get."""
     there = {same(found) for file in files if (found := version_of(project, file.name))}
     return [version for version in told if same(version) in there]
-
-
-def same(version: str) -> str | Version:
-    """Return what is equal for two wordings of a version: 1.0 and 1.0.0."""
-    try:
-        return Version(version)
-    except InvalidVersion:
-        return version

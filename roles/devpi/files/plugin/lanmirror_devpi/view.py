@@ -84,6 +84,8 @@ def sources_of(stage: Any, project: Any) -> list[Source]:
                 known, _ = mirror.get(base, project)
             except base.UpstreamNotFoundError:
                 continue
+            # A list of known malware that came meanwhile did not know of this page.
+            rules = coming.of_stage(base)
             now = time.time()
             changes = coming.comes(rules, known, now)
             page = partial(page_of_mirror, known, rules, now)
