@@ -36,6 +36,8 @@ URLS = {
 SHAPES = {
     "conda_mirror_arches": "['noarch','linux-64']",
     "conda_mirror_cloud": "['conda-forge/noarch']",
+    "conda_mirror_allow": "['ourtool']",
+    "conda_mirror_block": "['evil']",
     "conda_mirror_exclude": "['pytorch-*']",
     "conda_mirror_accept_missing": "['odd-1.0-0.conda']",
     "conda_mirror_installers": "{'dists':['miniconda'],'suffixes':['.sh']}",
