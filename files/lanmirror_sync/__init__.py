@@ -3,6 +3,7 @@
 Data goes one way through these modules:
 
     config     what is wanted: the YAML file, the environment, the command line
+      rules    pure: which packages may come in; `hidden` says which of an index may not
     mirror     what every part of a run works on: configuration, working directory, memory
     upstream   what the upstream has of a subdir: its index, asked for conditionally, checked
     repodata   one upstream index, parsed once

@@ -8,10 +8,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
+
+if TYPE_CHECKING:
+    from lanmirror_sync.rules import Rules
 
 # The platforms of conda's `context.known_subdirs` and those that CEP 26 adds.
 KNOWN_ARCHES = (
@@ -29,6 +32,8 @@ HASH = re.compile(r"sha256=[0-9a-f]{64}|md5=[0-9a-f]{32}")
 MOST_JOBS = 256
 # Which packages of a repo or channel are held: see `Entry`.
 ALL, NONE = "all", "none"
+# The settings of `Rules`, which an entry may have too.
+RULES = ("min_age_days", "min_age_undated", "block", "allow")
 # A petabyte a second: more is a slip of the pen.
 LARGEST_RATE = 1e15
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)(b(?:ytes?)?|bits?)?)(?:/s|ps)?", re.IGNORECASE)
@@ -71,6 +76,14 @@ DEFAULTS: dict[str, Any] = {
         # miniforge: ["https://github.com/…/Miniforge3-Linux-x86_64.sh#sha256=…"]
         "urls": {},
     },
+    # Which packages may come in, where the entry of their repo or channel says nothing else; see `rules`. How old one
+    # must be, days; 0 for no matter.
+    "min_age_days": 0,
+    # Whether packages whose records tell no date are "hidden" or "shown" where an age is wanted.
+    "min_age_undated": "hidden",
+    # Names, names with versions, or "*": what is not shown, and what is shown all the same.
+    "block": [],
+    "allow": [],
     # Package names, or patterns of them (fnmatch), that are neither fetched nor named by a served index.
     "exclude": ["pytorch-nightly", "pytorch-nightly-cpu", "ignite-nightly"],
     # File names of packages, or patterns of them, whose absence is no failure: wrong or missing upstream for good.
@@ -149,10 +162,12 @@ class Entry:
     Attributes:
         name: `main`, or `conda-forge/linux-64`.
         hold: `all`: every package is fetched; `none`: the index alone, and packages come on demand.
+        rules: which of its packages may come in, None for all.
     """
 
     name: str
     hold: str = ALL
+    rules: Rules | None = None
 
 
 @dataclass(frozen=True)
@@ -164,12 +179,14 @@ class Subdir:
         urls: where its packages are to be had, the first being the best; without a slash at the end.
         index_urls: where its index is to be had, likewise.
         hold: which of its packages are held; see `Entry`.
+        rules: likewise.
     """
 
     path: PurePosixPath
     urls: tuple[str, ...]
     index_urls: tuple[str, ...]
     hold: str = ALL
+    rules: Rules | None = None
 
     @property
     def url(self) -> str:
@@ -245,14 +262,14 @@ class Config:
     def subdirs(self) -> tuple[Subdir, ...]:
         """Return every subdir to mirror, `noarch` first in each channel, without repetitions."""
         wanted = [
-            self._subdir(PurePosixPath("pkgs", repo.name, arch), self.repo_sources, self.repo_indexes, repo.hold)
+            self._subdir(PurePosixPath("pkgs", repo.name, arch), self.repo_sources, self.repo_indexes, repo)
             for repo in self.repos
             for arch in sorted(self.arches, key=lambda arch: arch != "noarch")
         ]
         indexes = (self.index_cloud,) if self.index_cloud else self.upstream_cloud
         sources = tuple(dict.fromkeys((*self.upstream_cloud, *indexes)))
         for entry in self.cloud:
-            subdir = self._subdir(PurePosixPath(entry.name), sources, indexes, entry.hold)
+            subdir = self._subdir(PurePosixPath(entry.name), sources, indexes, entry)
             wanted.append(replace(subdir, path=PurePosixPath("cloud", entry.name)))
         return tuple(wanted)
 
@@ -285,9 +302,9 @@ class Config:
         return tuple(dict.fromkeys((*self.upstream_repo, *self.repo_indexes)))
 
     @staticmethod
-    def _subdir(path: PurePosixPath, sources: tuple[str, ...], indexes: tuple[str, ...], hold: str) -> Subdir:
+    def _subdir(path: PurePosixPath, sources: tuple[str, ...], indexes: tuple[str, ...], entry: Entry) -> Subdir:
         urls, index_urls = (tuple(f"{base}/{path}" for base in bases) for bases in (sources, indexes))
-        return Subdir(path, urls, index_urls, hold)
+        return Subdir(path, urls, index_urls, entry.hold, entry.rules)
 
 
 class _Loader(yaml.SafeLoader):
@@ -323,9 +340,24 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Config:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     try:
-        return parse(data if data is not None else {}, environ)
+        config = parse(data if data is not None else {}, environ)
+        _check_library(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    return config
+
+
+def _check_library(config: Config) -> None:
+    """Refuse rules with versions where nothing is there to compare versions; it is not loaded for that."""
+    if not any(entry.rules and entry.rules.has_versions for entry in (*config.repos, *config.cloud)):
+        return
+    from importlib.util import find_spec  # noqa: PLC0415 - most have no such rules
+
+    if find_spec("rattler") is None:
+        raise ConfigError(
+            "block and allow have rules with versions, which py-rattler compares, and it is not installed: "
+            "pip install py-rattler, or uv run --with py-rattler"
+        )
 
 
 def parse(data: object, environ: Mapping[str, str]) -> Config:
@@ -350,10 +382,12 @@ def parse(data: object, environ: Mapping[str, str]) -> Config:
     on_demand = settings["on_demand"]
     if not isinstance(on_demand, bool):
         raise _wrong("on_demand", on_demand, "true, false")
-    repos = _entries("repos", settings["repos"], "main", on_demand=on_demand)
+    common = {key: settings[key] for key in RULES}
+    _rules("", "", common)
+    repos = _entries("repos", settings["repos"], "main", common, on_demand=on_demand)
     for entry in repos:
         _names("repos", [entry.name])
-    cloud = _entries("cloud", settings["cloud"], "conda-forge/linux-64", on_demand=on_demand)
+    cloud = _entries("cloud", settings["cloud"], "conda-forge/linux-64", common, on_demand=on_demand)
     for entry in cloud:
         channel, _, arch = entry.name.rpartition("/")
         if not channel or not all(NAME.fullmatch(part) for part in channel.split("/")):
@@ -427,8 +461,51 @@ def _names(key: str, value: object) -> tuple[str, ...]:
     return _strings(key, value)
 
 
-def _entries(key: str, value: object, example: str, *, on_demand: bool) -> tuple[Entry, ...]:
-    """Return the entries of a list, each a name, or a mapping that says also which packages are held."""
+def _rules(where: str, of: str, given: Mapping[str, Any]) -> Rules | None:
+    """Return the rules that settings give, None for none.
+
+    Args:
+        where: what stands before the name of a setting in a message.
+        of: what stands behind it.
+        given: a value for each of `RULES`.
+    """
+    if all(given[key] == DEFAULTS[key] for key in RULES):
+        return None
+    from lanmirror_sync import rules  # noqa: PLC0415 - most have none
+
+    def called(key: str) -> str:
+        return f"{where}{key}{of}"
+
+    days = _number(called("min_age_days"), given["min_age_days"], 0, rules.MOST_DAYS, whole=True)
+    if given["min_age_undated"] not in (rules.HIDDEN, rules.SHOWN):
+        raise _wrong(called("min_age_undated"), given["min_age_undated"], f"{rules.HIDDEN}, {rules.SHOWN}")
+    found: dict[str, dict[tuple[str, str], str]] = {"block": {}, "allow": {}}
+    for key, texts in found.items():
+        if not isinstance(given[key], list) or not all(isinstance(text, str) for text in given[key]):
+            raise _wrong(called(key), given[key], 'a list of rules, for example [evil, "pkg>=2,<2.3"]')
+        for text in given[key]:
+            try:
+                texts.setdefault(rules.parse(text), text)
+            except rules.RuleError as error:
+                raise ConfigError(f'{called(key)} has "{text}": {error}') from error
+    for rule, text in found["block"].items():
+        if rule in found["allow"]:
+            raise ConfigError(f'{called("block")} has "{text}", and so has allow; keep one of them')
+    made = rules.Rules(int(days), given["min_age_undated"], *(tuple(texts.values()) for texts in found.values()))
+    # There is nothing that `allow` would have to let in.
+    return made if made.block or made.min_age_days else None
+
+
+def _entries(key: str, value: object, example: str, common: Mapping[str, Any], *, on_demand: bool) -> tuple[Entry, ...]:
+    """Return the entries of a list, each a name, or a mapping that says also which packages are held and may come in.
+
+    Args:
+        key: of the list.
+        value: the list.
+        example: a name.
+        common: a value for each of `RULES`, for entries that have none.
+        on_demand: whether the site fetches what is not held.
+    """
     allowed = f"a list of names, each alone or as in {{name: {example}, hold: none}}"
     if not isinstance(value, list):
         raise _wrong(key, value, allowed)
@@ -437,15 +514,17 @@ def _entries(key: str, value: object, example: str, *, on_demand: bool) -> tuple
         data = item if isinstance(item, dict) else {"name": item}
         if not isinstance(data.get("name"), str) or not data["name"]:
             raise _wrong(key, item, allowed)
-        if unknown := [name for name in data if name not in ("name", "hold")]:
-            raise ConfigError(f"{key} has {unknown[0]!r} in the entry of {data['name']}; allowed: name, hold")
-        entry = Entry(data["name"], data.get("hold", ALL))
+        if unknown := [name for name in data if name not in ("name", "hold", *RULES)]:
+            allowed = ", ".join(("name", "hold", *RULES))
+            raise ConfigError(f"{key} has {unknown[0]!r} in the entry of {data['name']}; allowed: {allowed}")
+        own = {rule: data.get(rule, common[rule]) for rule in RULES}
+        entry = Entry(data["name"], data.get("hold", ALL), _rules(f"{key}: ", f" of {data['name']}", own))
         if entry.hold not in (ALL, NONE):
             raise _wrong(f"{key}: hold of {entry.name}", entry.hold, f"{ALL}, {NONE}")
         if entry.hold == NONE and not on_demand:
             raise _nobodys(f"{key} has hold: {NONE} for {entry.name}", "its packages")
         if found.setdefault(entry.name, entry) != entry:
-            raise ConfigError(f"{key} has {entry.name} twice, with hold: {ALL} and with hold: {NONE}; keep one of them")
+            raise ConfigError(f"{key} has {entry.name} twice, and not with the same settings; keep one of them")
     return tuple(found.values())
 
 

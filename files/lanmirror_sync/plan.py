@@ -7,7 +7,7 @@ import heapq
 import random
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lanmirror_sync.repodata import Package
@@ -15,6 +15,32 @@ from lanmirror_sync.repodata import Package
 PACKAGE_SUFFIXES = (".conda", ".tar.bz2", ".whl")
 # What is known of a file: the digest of its bytes, when it was verified and not touched since; else its size.
 Known = bytes | int
+
+
+def _nothing(_: str) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What of an index is hidden by the rules of its subdir, by file name; see `hidden.judge`.
+
+    Attributes:
+        blocked: what a rule hides.
+        young: what is too new, or tells no date, and may be shown later: what is held of it stays.
+        told: why, for clients; not for names that are blocked as a whole, which the web server knows by itself.
+        comes: when the next of the young is to be shown (Unix time, seconds); None for never.
+        blocks_file: tells whether a rule hides a file that the index does not name.
+    """
+
+    blocked: frozenset[str] = frozenset()
+    young: frozenset[str] = frozenset()
+    told: Mapping[str, str] = field(default_factory=dict)
+    comes: float | None = None
+    blocks_file: Callable[[str], bool] = _nothing
+
+
+ALL_SHOWN = Hidden()
 
 
 @dataclass(frozen=True)
@@ -28,9 +54,10 @@ class Plan:
             whether it is fetched.
         fetch: packages that are not there.
         replace: packages of which a file with other bytes is there.
-        excluded: file names that are left out because the configuration says so.
-        orphans: files of packages that the index does not name, or that are excluded.
+        excluded: file names that are left out because the configuration says so, by its rules too.
+        orphans: files of packages that the index does not name, or that are excluded and not to be shown later.
         unwanted: of these, the ones that the configuration excludes.
+        hidden: what its rules hide.
     """
 
     held: int
@@ -41,6 +68,7 @@ class Plan:
     excluded: frozenset[str]
     orphans: tuple[str, ...]
     unwanted: frozenset[str] = frozenset()
+    hidden: Hidden = ALL_SHOWN
 
     @property
     def files(self) -> int:
@@ -78,15 +106,18 @@ def known_files(
     return found
 
 
-def compare(packages: Mapping[str, Package], files: Mapping[str, Known], exclude: Collection[str]) -> Plan:
+def compare(
+    packages: Mapping[str, Package], files: Mapping[str, Known], exclude: Collection[str], hidden: Hidden = ALL_SHOWN
+) -> Plan:
     """Compare an upstream's index with what is held.
 
     Args:
         packages: those of the upstream's index, by file name.
         files: what is known of each file in the subdir, by file name.
         exclude: package names, or patterns of them as in `fnmatch`, that are not mirrored.
+        hidden: what the rules of the subdir hide.
     """
-    is_excluded = matcher(exclude)
+    is_excluded, out = matcher(exclude), hidden.blocked | hidden.young
     held = held_bytes = 0
     check: list[Package] = []
     fetch: list[Package] = []
@@ -94,7 +125,7 @@ def compare(packages: Mapping[str, Package], files: Mapping[str, Known], exclude
     excluded = set()
     for file_name, package in packages.items():
         known = files.get(file_name)
-        if is_excluded(package.name):
+        if is_excluded(package.name) or file_name in out:
             excluded.add(file_name)
         elif known is None:
             fetch.append(package)
@@ -110,10 +141,16 @@ def compare(packages: Mapping[str, Package], files: Mapping[str, Known], exclude
             else:  # by another algorithm, as when an upstream that had md5 only comes to have sha256
                 check.append(package)
     orphans = tuple(
-        name for name in files if name.endswith(PACKAGE_SUFFIXES) and (name not in packages or name in excluded)
+        name
+        for name in files
+        if name.endswith(PACKAGE_SUFFIXES) and (name not in packages or name in excluded) and name not in hidden.young
     )
-    unwanted = frozenset(name for name in orphans if name in excluded or is_excluded(package_of(name)))
-    return Plan(held, held_bytes, tuple(check), tuple(fetch), tuple(replace), frozenset(excluded), orphans, unwanted)
+    unwanted = frozenset(
+        name for name in orphans if name in excluded or is_excluded(package_of(name)) or hidden.blocks_file(name)
+    )
+    return Plan(
+        held, held_bytes, tuple(check), tuple(fetch), tuple(replace), frozenset(excluded), orphans, unwanted, hidden
+    )
 
 
 def matcher(patterns: Collection[str]) -> Callable[[str], object]:

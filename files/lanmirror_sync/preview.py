@@ -73,6 +73,8 @@ class Preview:
     def _line(self, finding: Finding) -> str:
         plan = finding.plan
         unverified = f", {len(plan.check)} to hash" if plan.check else ""
+        hidden = len(plan.hidden.blocked) + len(plan.hidden.young)
+        unverified += f"; {hidden} hidden by rules" if hidden else ""
         unwanted = f"; {len(plan.unwanted)} excluded, to be deleted" if plan.unwanted else ""
         others = len(plan.orphans) - len(plan.unwanted)
         orphans = f"; {others} not named any longer, to be deleted" if others else ""

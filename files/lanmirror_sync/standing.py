@@ -19,6 +19,8 @@ class Standing(msgspec.Struct, frozen=True, rename={"size": "bytes"}):
         form: in which it was sent, see `upstream.Sent`.
         stale: validator of a compressed index that was left unused, being older than the plain one beside it.
         exclude: the configuration's, as of then.
+        rules: `Rules.key` of the subdir's, as of then; "" for none.
+        comes: when the next of what these hide comes of age; None for never.
         recipe: `publish.RECIPE`, as of then.
         complete: whether there is nothing to do until the upstream's index changes.
         on_demand: whether the served index names what is not held as well, since the site fetches that on demand.
@@ -46,6 +48,8 @@ class Standing(msgspec.Struct, frozen=True, rename={"size": "bytes"}):
     form: str = ""
     stale: str = ""
     exclude: list[str] = []
+    rules: str = ""
+    comes: float | None = None
     recipe: str = ""
     complete: bool = False
     on_demand: bool = False

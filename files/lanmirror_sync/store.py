@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 STATE = ".lanmirror"
@@ -169,6 +169,31 @@ class Store:
     def publishing_path(self, relative: PurePosixPath) -> Path:
         """Return where the index of a subdir is made before it is published."""
         return self.publishing / self.index_path(relative).name
+
+    def hidden_path(self, relative: PurePosixPath) -> Path:
+        """Return the folder in which each file of a subdir that rules hide has one of its name, which says why."""
+        return self.public / "hidden" / relative
+
+    def show_all_but(self, relative: PurePosixPath, told: Collection[str]) -> None:
+        """Have the web server give the files of a subdir that were hidden, but for these."""
+        folder = self.hidden_path(relative)
+        with contextlib.suppress(FileNotFoundError):
+            for file in folder.iterdir():
+                if file.name not in told:
+                    file.unlink()
+            if not told:
+                folder.rmdir()
+
+    def hide(self, relative: PurePosixPath, told: Mapping[str, str]) -> None:
+        """Have the web server refuse files of a subdir, each with the text that says why."""
+        folder = self.hidden_path(relative)
+        if told:
+            folder.mkdir(parents=True, exist_ok=True)
+        for name, text in told.items():
+            file = folder / name
+            if not (file.exists() and file.read_text() == f"{text}\n"):
+                file.write_text(f"{text}\n")
+                file.chmod(0o644)
 
     def free_bytes(self, relative: PurePosixPath) -> int:
         """Return what an ordinary user may still write to the file system that a path is on, or will be."""

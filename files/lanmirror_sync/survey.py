@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from urllib.parse import urljoin
 from lanmirror_sync import repodata
 from lanmirror_sync.config import NONE, Config, Options, Subdir
 from lanmirror_sync.mirror import Mirror
-from lanmirror_sync.plan import PACKAGE_SUFFIXES, Plan, compare, known_files, too_many
+from lanmirror_sync.plan import ALL_SHOWN, PACKAGE_SUFFIXES, Hidden, Plan, compare, known_files, too_many
 from lanmirror_sync.publish import FOLDER, RECIPE, stamps
 from lanmirror_sync.repodata import Index, RepodataError
 from lanmirror_sync.report import in_words, is_everybodys
@@ -210,6 +211,8 @@ class Survey:
             (standing.indexed if indexes else standing.complete)
             and standing.held is not None
             and standing.exclude == list(config.exclude)
+            and standing.rules == (subdir.rules.key if subdir.rules else "")
+            and (standing.comes is None or time.time() < standing.comes)
             and standing.recipe == RECIPE
             and (standing.on_demand, standing.hold) == (config.on_demand, subdir.hold)
             and _but(indexes, standing.stamps) == _but(indexes, stamps(self._mirror.store, subdir.path))
@@ -222,7 +225,7 @@ class Survey:
         index = related_here(self._mirror.config, subdir, candidate.index)
         memory, store = self._mirror.memory, self._mirror.store
         known = known_files(store.files(path, PACKAGE_SUFFIXES), memory.verified(str(path)), index.packages)
-        plan = compare(index.packages, known, self._mirror.config.exclude)
+        plan = compare(index.packages, known, self._mirror.config.exclude, hidden(subdir, index))
         if index.base_url and self._mirror.config.on_demand:
             log.warning("%s: its packages are elsewhere (base_url), and only what is held can be had here", path)
         for name, reason in index.left_out.items():
@@ -242,6 +245,16 @@ class Survey:
             subdir, search.standing, candidate.sent, index, candidate.size, plan, urls,
             replace(subdir, index_urls=(place, *others)), refused,
         )  # fmt: skip
+
+
+def hidden(subdir: Subdir, index: Index) -> Hidden:
+    """Return what of an index the rules of its subdir hide now."""
+    if subdir.rules is None:
+        return ALL_SHOWN
+    # Loaded where it is asked for.
+    from lanmirror_sync.hidden import judge  # noqa: PLC0415
+
+    return judge(subdir.rules, str(subdir.path), index, time.time())
 
 
 def related_here(config: Config, subdir: Subdir, index: Index) -> Index:

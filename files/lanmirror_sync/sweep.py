@@ -185,6 +185,7 @@ class Sweeper:
                 break
         for file in (store.index_path(path), store.made_path(path)):
             file.unlink(missing_ok=True)
+        store.show_all_but(path, ())
         memory.forget_folder(folder)
         memory.drop(f"{SUBDIR}{folder}")
         installers.forget(self._mirror, folder)

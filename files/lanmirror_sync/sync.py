@@ -274,7 +274,7 @@ class Run:
                 return
             orphans = memory.orphans(str(path))
             total = self.report.unchanged[str(path)] + len(orphans)
-            self._desk.sweeper.packages(path, orphans, self._desk.unwanted(orphans), total)
+            self._desk.sweeper.packages(path, orphans, self._desk.unwanted(unchanged.subdir, orphans), total)
             self._desk.note(path, in_sync=True, **changes)
 
     def _check_room(self) -> None:

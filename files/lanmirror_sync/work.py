@@ -20,7 +20,9 @@ from lanmirror_sync.config import ALL, NONE, Options, Subdir
 from lanmirror_sync.fetch import BIG_BYTES, Fetcher
 from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.plan import (
+    ALL_SHOWN,
     PACKAGE_SUFFIXES,
+    Hidden,
     Plan,
     compare,
     in_order,
@@ -285,9 +287,12 @@ class Desk:
             replace=(*rough.replace, *wrong),
         )  # fmt: skip
 
-    def unwanted(self, file_names: Iterable[str]) -> frozenset[str]:
-        """Return the files of packages that the configuration excludes."""
-        return frozenset(name for name in file_names if self._excluded(package_of(name)))
+    def unwanted(self, subdir: Subdir, file_names: Iterable[str]) -> frozenset[str]:
+        """Return the files of packages that the configuration excludes; that is asked for deletions alone."""
+        if not self._options.delete:
+            return frozenset()
+        is_blocked = subdir.rules.blocks_file if subdir.rules else ALL_SHOWN.blocks_file
+        return frozenset(name for name in file_names if self._excluded(package_of(name)) or is_blocked(name))
 
     # ---- what is served --------------------------------------------------------------------------------
 
@@ -349,7 +354,7 @@ class Desk:
         self._mirror.memory.commit(self._mirror.store.flush_all)
         log.info(
             "%s: published, %d packages%s%s%s", path, len(sizes),
-            f", {len(work.plan.excluded)} excluded" if work.plan.excluded else "",
+            f", {len(work.plan.excluded)} excluded or hidden by rules" if work.plan.excluded else "",
             f", {missing} left out because they could not be had" if missing and not awaited else "",
             f", {len(awaited)} awaited" if awaited else "",
         )  # fmt: skip
@@ -376,7 +381,7 @@ class Desk:
             if memory.standing(path).published != finding.standing.published:
                 return False
             index = finding.index or self._read_again(work)
-            plan = work.plan = self._hashed(path, self._compared(path, index))
+            plan = work.plan = self._hashed(path, self._compared(path, index, finding.plan.hidden))
             if self._is_too_much(path, plan):
                 work.broken = True
                 return True
@@ -407,7 +412,7 @@ class Desk:
         """Note how a subdir stands whose packages are settled; its index may be a later one by now."""
         path = work.path
         with self._mirror.store.alone(path):
-            plan = self._compared(path, self._read_again(work))
+            plan = self._compared(path, self._read_again(work), work.plan.hidden)
             missing = len(work.failed.keys() & {package.file_name for package in plan.fetch})
             standing = self._mirror.memory.standing(path)
             self.note(
@@ -431,11 +436,11 @@ class Desk:
                 )  # fmt: skip
                 log.info("%s: nothing comes on demand any more; it is served with the %d packages here", path, held)
 
-    def _compared(self, path: PurePosixPath, index: Index) -> Plan:
+    def _compared(self, path: PurePosixPath, index: Index, hidden: Hidden = ALL_SHOWN) -> Plan:
         """Return what a subdir needs now."""
         memory, store = self._mirror.memory, self._mirror.store
         known = known_files(store.files(path, PACKAGE_SUFFIXES), memory.verified(str(path)), index.packages)
-        return compare(index.packages, known, self._mirror.config.exclude)
+        return compare(index.packages, known, self._mirror.config.exclude, hidden)
 
     def _is_too_much(self, path: PurePosixPath, plan: Plan) -> bool:
         """Tell, and say so, whether an index names other bytes for more of what is held than an upstream changes."""
@@ -471,6 +476,9 @@ class Desk:
     def _put(self, work: Work, content: Content) -> Content:
         """Put an index in place, without what cannot be written in every format; return what was put there."""
         drop = work.replaced if self._mirror.config.on_demand else ()
+        # What the index is to name can be had before it does, and what it does not name any more cannot afterwards.
+        store, told = self._mirror.store, work.plan.hidden.told
+        store.show_all_but(work.path, told)
         for _ in range(MOST_REFUSED):
             try:
                 self.publisher.publish(work.path, content, work.staged.keys(), work.ahead, drop)
@@ -485,6 +493,7 @@ class Desk:
                 content = replace(content, current=None, run_exports=None)
         else:
             raise RepodataError(f"more than {MOST_REFUSED} of its records cannot be written")
+        store.hide(work.path, told)
         work.ahead = None
         for name, landed in work.staged.items():
             self.remember(str(work.path), name, landed)
@@ -569,13 +578,13 @@ class Desk:
 
     def _of_index(self, work: Work, index: Index) -> dict[str, Any]:
         """Return what is remembered of the upstream's index that a subdir is served from."""
-        sent = work.finding.sent
+        sent, rules = work.finding.sent, work.finding.subdir.rules
         return {
             "url": sent.validators.url, "etag": sent.validators.etag, "last_modified": sent.validators.last_modified,
             "trust": trust(sent, work.finding.standing, len(index.packages), time.time()),
             "sha256": sent.sha256, "form": sent.form, "stale": sent.stale,
             "exclude": list(self._mirror.config.exclude), "recipe": RECIPE, "listed": len(index.packages),
-            "refused": work.refused,
+            "rules": rules.key if rules else "", "comes": work.plan.hidden.comes, "refused": work.refused,
         }  # fmt: skip
 
     def note(self, path: PurePosixPath, *, in_sync: bool, **changes: Any) -> None:

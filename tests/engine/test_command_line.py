@@ -33,7 +33,24 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "repo with an unknown key": ({"repos": [{"name": "main", "held": "all"}]}, ["repos", "'held'", "name, hold"]),
     "repo twice": (
         {"on_demand": True, "repos": ["main", {"name": "main", "hold": "none"}]},
-        ["repos", "main twice", "hold: all", "hold: none"],
+        ["repos", "main twice", "keep one of them"],
+    ),
+    "age below nothing": ({"min_age_days": -1}, ["min_age_days is -1", "from 0 to 36500"]),
+    "age in parts": ({"min_age_days": 1.5}, ["min_age_days is 1.5", "whole number"]),
+    "undated in other words": ({"min_age_undated": "none"}, ["min_age_undated is 'none'", "hidden, shown"]),
+    "block as a string": ({"block": "evil"}, ["block is 'evil'", "list of rules"]),
+    "rule that is none": ({"block": ["pkg=>2"]}, ['block has "pkg=>2"', "must be a name", "pkg>=2,<2.3"]),
+    "rule of an entry that is none": (
+        {"repos": [{"name": "main", "allow": ["pkg-*"]}]},
+        ['repos: allow of main has "pkg-*"', "must be a name"],
+    ),
+    "allow that is a block": (
+        {"block": ["Pkg >= 2"], "allow": ["pkg>=2"]},
+        ['block has "Pkg >= 2", and so has allow', "keep one of them"],
+    ),
+    "allow of an entry that is a block": (
+        {"block": ["pkg"], "cloud": [{"name": "conda-forge/noarch", "allow": ["pkg"]}]},
+        ['cloud: block of conda-forge/noarch has "pkg", and so has allow'],
     ),
     "nothing held and nothing on demand": (
         {"cloud": [{"name": "conda-forge/noarch", "hold": "none"}]},

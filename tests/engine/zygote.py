@@ -3,6 +3,7 @@
 One JSON object a line on standard input, one on standard output:
 
     {"argv", "env", "output"}                starts a run -> {"pid"}
+    {..., "later": seconds}                  ... whose clock is so far ahead
     {..., "die_at": n}                       ... that kills itself before its n-th change of the file system
     {..., "count_to": FILE}                  ... that writes down how many changes it made
     {"wait": pid, "timeout": seconds}        -> {"code", "peak"}: null while it still runs, negative for a
@@ -19,6 +20,7 @@ import os
 import select
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,8 @@ def run(request: dict[str, Any]) -> int:
     os.environ.update(request["env"])
     # One that hangs is asked where (see `Running.wait`).
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    now, later = time.time, request.get("later", 0)
+    time.time = lambda: now() + later
     changes = Changes(request.get("die_at"))
     try:
         return main(request["argv"])

@@ -245,6 +245,9 @@ def test_good_input_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
+        ({"min_age_days": "-1"}, ("conda_mirror_min_age_days", "-1", "36500")),
+        ({"block": ["pkg=>2"]}, ("conda_mirror_block", "pkg=>2", "must be a name")),
+        ({"block": ["a"], "allow": ["a"]}, ("conda_mirror_block", "so has allow")),
         ({"arches": ["noarch", "linux64"]}, ("conda_mirror_arches", "linux64", "did you mean linux-64", "win-64")),
         ({"repos": "main"}, ("conda_mirror_repos", "'main'", "a list")),
         ({"arches": None}, ("conda_mirror_arches is null", "[]")),

@@ -293,6 +293,46 @@ def test_excluded_package_is_not_fetched(ours: CondaSite) -> None:
     assert ours.asked == []
 
 
+@pytest.mark.parametrize("on_demand", [True, False])
+def test_package_that_rules_hide_is_refused_held_or_not(tmp_path: Path, on_demand: bool) -> None:
+    rules: dict[str, Any] = {"conda_mirror_block": ["evil", "tool>=2"], "conda_mirror_repos": ["main"]}
+    rules["conda_mirror_on_demand"] = on_demand
+    hidden = [f"{MAIN}tool-{version}-0.conda" for version in ("2.0", "2.1")]
+    fine = [f"{MAIN}tool-1.0-0.conda", f"{MAIN}evil-twin-1.0-0.conda"]
+    named = [f"{MAIN}evil-1.0-0.conda", f"{MAIN}Evil-2.0-0.tar.bz2"]
+    with conda_site(tmp_path, **rules) as ours:
+        for path in (*hidden, *fine, *named):
+            ours.upstreams[0].says[path] = ranged(b"a package")
+            reason = f".lanmirror/public/hidden{path}"
+            if path in hidden:
+                ours.hold(reason, b"it is too new\n")
+        for path in (hidden[0], fine[0], fine[1], named[0]):
+            ours.hold(path, b"a package")
+        for path in hidden:
+            for method in ("GET", "HEAD"):
+                answer = get(ours, path, method)
+                assert (answer.status, answer["Cache-Control"]) == (403, "no-cache"), path
+            assert get(ours, path).body == b"it is too new\n"
+            assert ours.ask(path, Host=NAME).status == 403
+        for path in named:
+            assert (get(ours, path).status, b"blocked" in get(ours, path).body) == (403, True), path
+        assert [get(ours, path).body for path in fine] == [b"a package"] * 2
+        assert get(ours, f"/+hidden{hidden[0]}").status == ours.ask(f"/+hidden{hidden[0]}").status == 404
+        # An index of the upstream's names what is hidden.
+        ours.upstreams[0].says[f"{MAIN}repodata.json"] = ranged(b"{}")
+        assert get(ours, f"{MAIN}repodata.json").status == 404
+        assert ours.asked == []
+
+
+def test_block_of_all_names_leaves_what_is_allowed(tmp_path: Path) -> None:
+    rules: dict[str, Any] = {"conda_mirror_block": ["*"], "conda_mirror_allow": ["numpy", "torch<2.9"]}
+    with conda_site(tmp_path, **rules) as ours:
+        for name in ("numpy", "torch", "numpy-base", "evil"):
+            path = f"{MAIN}{name}-1.0-0.conda"
+            ours.upstreams[0].says[path] = ranged(b"a package")
+            assert get(ours, path).status == (200 if name in ("numpy", "torch") else 403), name
+
+
 # ---- installers --------------------------------------------------------------------------------------------------
 
 LATEST = "/miniconda/Miniconda3-latest-Linux-x86_64.sh"

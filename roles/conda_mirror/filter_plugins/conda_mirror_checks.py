@@ -36,6 +36,8 @@ URLS = {
 SHAPES = {
     "conda_mirror_arches": "['noarch','linux-64']",
     "conda_mirror_cloud": "['conda-forge/noarch']",
+    "conda_mirror_allow": "['ourtool']",
+    "conda_mirror_block": "['evil']",
     "conda_mirror_exclude": "['pytorch-*']",
     "conda_mirror_accept_missing": "['odd-1.0-0.conda']",
     "conda_mirror_installers": "{'dists':['miniconda'],'suffixes':['.sh']}",
@@ -90,6 +92,45 @@ def problems(given: Mapping[str, Any], name: str, facts: Mapping[str, Any]) -> l
 def entry_names(entries: Iterable[Any]) -> list[str]:
     """Return the names that a list of repos or channels gives: an entry is a name, or a mapping that has one."""
     return [str(entry["name"] if isinstance(entry, Mapping) else entry) for entry in entries]
+
+
+def _subdirs(rules: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the engine's subdirs of `__conda_mirror_rules`; none where these are wrong, which preflight.yml says."""
+    if str(FILES) not in sys.path:
+        sys.path.insert(0, str(FILES))
+    engine = importlib.import_module("lanmirror_sync.config")
+    try:
+        found: tuple[Any, ...] = engine.parse(_plain(rules), {}).subdirs()
+    except engine.ConfigError:
+        return ()
+    return found
+
+
+def ruled(rules: Mapping[str, Any]) -> list[str]:
+    """Return the subdirs that have rules, by their paths below the mirror."""
+    return [str(subdir.path) for subdir in _subdirs(rules) if subdir.rules]
+
+
+def has_versions(rules: Mapping[str, Any]) -> bool:
+    """Tell whether a rule has versions, which the engine compares with a library."""
+    return any(subdir.rules.has_versions for subdir in _subdirs(rules) if subdir.rules)
+
+
+def blocked(rules: Mapping[str, Any]) -> list[str]:
+    """Return regular expressions of packages whose names are blocked as a whole, by their paths below the mirror."""
+    groups: dict[Any, list[str]] = {}
+    for subdir in _subdirs(rules):
+        if subdir.rules and subdir.rules.block:
+            groups.setdefault(subdir.rules, []).append(re.escape(str(subdir.path)))
+    found, rest = [], r"-[^/-]+-[^/-]+\.(?:conda|tar\.bz2)"
+    for made, paths in groups.items():
+        known = {*made.blocked.names, *made.blocked.versions, *made.allowed.names, *made.allowed.versions}
+        others = "|".join(re.escape(name) for name in sorted(known) if not made.blocks(name))
+        whole = "|".join(re.escape(name) for name in sorted(known) if made.blocks(name))
+        names = (f"(?!(?:{others}){rest}$)[^/]+" if others else "[^/]+") if made.blocked.everything else f"(?:{whole})"
+        if whole or made.blocked.everything:
+            found.append(f"/(?:{'|'.join(paths)})/(?i:{names}){rest}")
+    return found
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -208,6 +249,12 @@ def _cron_part(part: str, low: int, high: int, names: tuple[str, ...]) -> bool:
 class FilterModule:
     """What Ansible looks for."""
 
-    def filters(self) -> dict[str, Callable[..., list[str]]]:
+    def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"conda_mirror_problems": problems, "conda_mirror_entry_names": entry_names}
+        return {
+            "conda_mirror_blocked": blocked,
+            "conda_mirror_entry_names": entry_names,
+            "conda_mirror_has_versions": has_versions,
+            "conda_mirror_problems": problems,
+            "conda_mirror_ruled": ruled,
+        }

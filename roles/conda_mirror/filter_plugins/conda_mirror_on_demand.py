@@ -64,7 +64,9 @@ def _served(subdirs: Sequence[str]) -> str:
     return f"{_indexes(subdirs)}|/{_either(subdirs)}/(?:{PACKAGE}|{SHARDS})"
 
 
-def patterns(subdirs: Sequence[str], dists: Sequence[str], suffixes: Sequence[str]) -> dict[str, str]:
+def patterns(
+    subdirs: Sequence[str], dists: Sequence[str], suffixes: Sequence[str], ruled: Sequence[str] = ()
+) -> dict[str, str]:
     """Return the regular expressions of the paths that may be fetched, from the first slash to the end.
 
     Those of `served` are all packages, indexes and installers, shards (CEP 16) among them; those of `latest` are
@@ -74,11 +76,14 @@ def patterns(subdirs: Sequence[str], dists: Sequence[str], suffixes: Sequence[st
         subdirs: by their paths below the mirror, such as `cloud/conda-forge/noarch`.
         dists: the folders of installers.
         suffixes: with which their names end.
+        ruled: the subdirs that have rules: an index of the upstream's would name what these hide.
     """
     installers = _installers(dists, suffixes)
+    mixed = {subdir.rpartition("/")[0] for subdir in ruled}
+    free = [subdir for subdir in subdirs if subdir.rpartition("/")[0] not in mixed]
     return {
         "packages": _packages(subdirs),
-        "indexes": _indexes(subdirs),
+        "indexes": _indexes(free) if free else NOTHING,
         "installers": installers,
         "latest": _installers(dists, suffixes, LATEST),
         "served": f"(?:{_served(subdirs)}|{installers})",
