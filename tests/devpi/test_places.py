@@ -211,7 +211,14 @@ def test_page_with_another_hash_is_refused_and_named_and_the_first_stands(
     places = health.places(tmp_path / "upstreams.json")
     upstreams = health.upstreams(tmp_path / "upstreams.json")
     found = health.judge(
-        silent="", database="", damage="", devpi=health.Devpi(), measured=[], upstreams=upstreams, places=places
+        silent="",
+        database="",
+        damage="",
+        devpi=health.Devpi(),
+        measured=[],
+        upstreams=upstreams,
+        malware="",
+        places=places,
     )
     assert [(refused in text, "503 status" in text) for text in found.warnings.values()].count((True, False)) == 1
     assert f"{upstream.url}/simple/ gives root/pypi nothing of use" in " ".join(found.warnings.values())

@@ -123,7 +123,7 @@ def judge(
         measured: The disks.
         upstreams: How each upstream answered last, by index: since when, and why not.
         malware: What is wrong with the list of known malware; empty for nothing.
-        places: The same of each where an index has several, and what they gave that was wrong.
+        places: Of each index that has several: how each answered last, and what it gave that was wrong.
     """
     problems: dict[str, str] = {}
     warnings: dict[str, str] = {}
@@ -149,9 +149,14 @@ def judge(
                 f"the upstream of {index} does not answer since {_time(since)} ({why}): "
                 "what is cached installs, new projects do not"
             )
+    known = [place for place in places if devpi.indexes is None or place.index in devpi.indexes]
+    return Health(problems, warnings | warnings_of(known))
+
+
+def warnings_of(places: Sequence[Place]) -> dict[str, str]:
+    """Return what is wrong with places where an index has several."""
+    warnings: dict[str, str] = {}
     for place in places:
-        if devpi.indexes is not None and place.index not in devpi.indexes:
-            continue
         if place.why:
             warnings[f"{place.url} for {place.index}"] = (
                 f"{place.url} gives {place.index} nothing of use since {_time(place.since)} ({place.why}): "
@@ -162,7 +167,7 @@ def judge(
                 f"{place.url} gave {place.index} something wrong, which was refused, last at {_time(place.wrong_at)} "
                 f"({place.wrong}): if that goes on, take it out of the list"
             )
-    return Health(problems, warnings)
+    return warnings
 
 
 def why_devpi_cannot_write(database: Path) -> str:
