@@ -67,6 +67,17 @@ class Upstream:
         hashes = {"sha256": hashlib.sha256(content).hexdigest()}
         return {"filename": name, "url": f"{self.url}/files/{name}", "hashes": hashes, "size": len(content), **more}
 
+    def plain(self, path: str) -> Answer:
+        """Return the answer for a path that has one ready."""
+        answer = self.answer[path]
+        assert not callable(answer)
+        return answer
+
+    def add_headers(self, path: str, **more: str) -> None:
+        """Add headers to the answer for a path, with `_` for each `-` in their names."""
+        status, headers, body = self.plain(path)
+        self.answer[path] = status, headers | {name.replace("_", "-"): more[name] for name in more}, body
+
     def paths(self) -> list[str]:
         """Return the paths that were asked for, in order."""
         return [path for _, path, _ in self.asked]
@@ -126,6 +137,18 @@ def upstream() -> Iterator[Upstream]:
     """Run an upstream."""
     with serving() as ours:
         yield ours
+
+
+@pytest.fixture
+def silent() -> Iterator[Callable[[BaseHTTPRequestHandler], None]]:
+    """Return an answer of an upstream that does not come before the end of the test."""
+    over = threading.Event()
+
+    def say_nothing(_handler: BaseHTTPRequestHandler) -> None:
+        over.wait()
+
+    yield say_nothing
+    over.set()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
@@ -50,13 +49,6 @@ def given(*versions: str) -> list[str]:
     return [f"six-{version}.tar.gz" for version in versions]
 
 
-def with_header(upstream: Upstream, **headers: str) -> None:
-    """Add headers to the page of six."""
-    status, known, body = upstream.answer["/simple/six/"]  # type: ignore[misc]
-    more = {name.replace("_", "-"): value for name, value in headers.items()}
-    upstream.answer["/simple/six/"] = status, {**known, **more}, body
-
-
 @pytest.mark.parametrize("status", STATUSES)
 def test_next_upstream_is_asked_and_the_host_that_failed_is_left_alone(
     devpi: Devpi, upstream: Upstream, second: Upstream, name: str, status: int
@@ -77,22 +69,20 @@ def test_next_upstream_is_asked_and_the_host_that_failed_is_left_alone(
 
 
 def test_silent_upstream_costs_a_cold_project_one_time_out_and_the_next_none(
-    start_devpi: Callable[..., Devpi], upstream: Upstream, second: Upstream
+    start_devpi: Callable[..., Devpi],
+    upstream: Upstream,
+    second: Upstream,
+    silent: Callable[[BaseHTTPRequestHandler], None],
 ) -> None:
-    devpi, over = start_devpi(request_timeout=1), threading.Event()
-
-    def say_nothing(_handler: BaseHTTPRequestHandler) -> None:
-        over.wait(LONG)
-
+    devpi = start_devpi(request_timeout=1)
     projects = [f"p{n}" for n in range(5)]
     for project in projects:
-        upstream.answer[f"/simple/{project}/"] = say_nothing
+        upstream.answer[f"/simple/{project}/"] = silent
         second.page(project, [second.file(f"{project}-1.0.tar.gz", b"x")])
     two(devpi, "root/pypi", upstream, second)
     for project in projects:
         assert names(devpi.get(f"/root/pypi/+simple/{project}/")) == [f"{project}-1.0.tar.gz"]
     assert upstream.paths() == ["/simple/p0/"]
-    over.set()
     devpi.stop()
 
 
@@ -117,8 +107,8 @@ def test_page_is_asked_for_by_the_validators_of_its_own_upstream(
 ) -> None:
     upstream.page("six", files(upstream, "1.0"))
     second.page("six", files(second, "1.0"))
-    with_header(upstream, ETag='"one"')
-    with_header(second, ETag='"two"')
+    upstream.add_headers("/simple/six/", ETag='"one"')
+    second.add_headers("/simple/six/", ETag='"two"')
     two(devpi, f"root/{name}", upstream, second)
     assert names(devpi.get(f"/root/{name}/+simple/six/")) == given("1.0")
     answer = upstream.answer["/simple/six/"]
@@ -151,7 +141,7 @@ def test_older_page_of_another_upstream_is_not_taken(
     devpi, upstream, second, name = own
     for place, (told, *versions) in ((upstream, first), (second, other)):
         place.page("six", files(place, *versions))
-        with_header(place, **({"X_PyPI_Last_Serial": told} if told else {}))
+        place.add_headers("/simple/six/", **({"X_PyPI_Last_Serial": told} if told else {}))
     two(devpi, f"root/{name}", upstream, second)
     assert names(devpi.get(f"/root/{name}/+simple/six/")) == given(*first[1:])
     upstream.answer["/simple/six/"] = 503, {}, b""
@@ -270,13 +260,12 @@ def test_pages_of_one_that_is_no_upstream_any_more_are_not_given(
 
 
 def test_no_request_for_a_known_project_fails_while_the_first_upstream_goes_silent(
-    start_devpi: Callable[..., Devpi], upstream: Upstream, second: Upstream
+    start_devpi: Callable[..., Devpi],
+    upstream: Upstream,
+    second: Upstream,
+    silent: Callable[[BaseHTTPRequestHandler], None],
 ) -> None:
-    devpi, over = start_devpi(request_timeout=1), threading.Event()
-
-    def say_nothing(_handler: BaseHTTPRequestHandler) -> None:
-        over.wait(LONG)
-
+    devpi = start_devpi(request_timeout=1)
     projects = [f"p{n}" for n in range(6)]
     for each in (upstream, second):
         for project in projects:
@@ -285,7 +274,7 @@ def test_no_request_for_a_known_project_fails_while_the_first_upstream_goes_sile
     for project in projects:
         assert names(devpi.get(f"/root/pypi/+simple/{project}/")) == [f"{project}-1.0.tar.gz"]
     for project in projects:
-        upstream.answer[f"/simple/{project}/"] = say_nothing
+        upstream.answer[f"/simple/{project}/"] = silent
         second.page(project, [second.file(f"{project}-1.{n}.tar.gz", b"x") for n in range(2)])
     until, new = time.monotonic() + LONG, set[str]()
     while len(new) < len(projects):
@@ -294,7 +283,6 @@ def test_no_request_for_a_known_project_fails_while_the_first_upstream_goes_sile
             shown = names(devpi.get(f"/root/pypi/+simple/{project}/"))
             assert f"{project}-1.0.tar.gz" in shown
             new |= {project} if len(shown) > 1 else set()
-    over.set()
     devpi.stop()
 
 

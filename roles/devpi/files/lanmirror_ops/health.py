@@ -66,7 +66,7 @@ def _time(at: float) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """One of several places that an index has its pages or files from.
+    """One of several places that an index has its pages from.
 
     Attributes:
         index: user/index.

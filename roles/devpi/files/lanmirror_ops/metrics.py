@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .disks import Measured
 from .health import Place
@@ -26,7 +26,7 @@ def metrics(
         now: What was just measured.
         upstreams: Whether each answers, by index.
         measured: The disks.
-        places: Those of the indexes that have several upstreams or places of files.
+        places: Those of the indexes that have several upstreams.
     """
 
     def labelled(name: str, label: str, values: Iterable[str]) -> Samples:
@@ -43,6 +43,9 @@ def metrics(
             (f'{{folder="{one.folder.path}"}}', float(one.free if what == "free" else one.folder.min_free))
             for one in measured
         ]
+
+    def of_places(figure: Callable[[Place], int]) -> Samples:
+        return [(f'{{index="{one.index}",url="{one.url}"}}', float(figure(one))) for one in places]
 
     families: tuple[tuple[str, str, str, Samples], ...] = (
         ("pages_total", "counter", "Pages of projects served.", labelled("pages_total", "result", RESULTS)),
@@ -98,13 +101,13 @@ def metrics(
             "place_up",
             "gauge",
             "1 if this one of several places gave devpi something of use the last time.",
-            [(f'{{index="{one.index}",url="{one.url}"}}', float(not one.why)) for one in places],
+            of_places(lambda one: not one.why),
         ),
         (
             "place_wrong_total",
             "counter",
             "What a place gave that was wrong, and was refused, since the start of devpi.",
-            [(f'{{index="{one.index}",url="{one.url}"}}', float(one.count)) for one in places],
+            of_places(lambda one: one.count),
         ),
         ("checked_timestamp_seconds", "gauge", "When this was written.", known("checked_timestamp_seconds")),
     )

@@ -3,7 +3,7 @@
 devpi loads it by its entry point, from the folder `src` of the venv (PYTHONPATH). What it stores stands in devpi's own
 database, so replicas, backups and upgrades carry it.
 
-    plugin.py    the hooks of devpi: options, the setting `flat` of an index, the tween
+    plugin.py    the hooks of devpi: options, the tween
     replace.py   puts our functions in the place of devpi's, where devpi has no hook; refuses another devpi
     tween.py     the answers to Nginx: 424, compression, headers
     page.py      the page of a project as an upstream tells it, and how it is stored; pure
@@ -26,7 +26,10 @@ database, so replicas, backups and upgrades carry it.
     coming.py    the settings of a mirror with such rules: `min_age_days`, `block`, `allow`
     held.py      stored files that the rules hide, set aside where Nginx does not find them
     own_names.py uploads of a name that a mirror below the index has
+    malware.py   the list of known malware; pure
+    places.py    several upstreams: the setting `fallback_urls`, and the pauses of hosts that fail
     flat.py      the setting `flat`: an upstream of one page
+    setting.py   makes such settings
     told.py      which upstreams answer, for the watchdog
 
 Made for the version of devpi-server that requirements.txt pins.

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from devpi_common.metadata import splitbasename
-from devpi_server import mirror
 
-from lanmirror_devpi import malware, policy
+from lanmirror_devpi import malware, policy, setting
 from lanmirror_devpi.malware import Listed
 from lanmirror_devpi.page import Page
 from lanmirror_devpi.policy import Policy, Refusal
-from lanmirror_devpi.replace import replace
 
 MIN_AGE, UNDATED, BLOCK, ALLOW = "min_age_days", "min_age_undated", "block", "allow"
 DEFAULTS: Mapping[str, Any] = {MIN_AGE: 0, UNDATED: policy.HIDDEN, BLOCK: "", ALLOW: ""}
@@ -137,24 +135,11 @@ def project_in(name: str) -> str:
 
 
 def install() -> None:
-    """Make the four a stored setting of mirrors, as flat.py does with `flat`.
+    """Make the four settings of mirrors.
 
     A list is stored as one text, a rule a line: devpi copies the settings for each request, and a text costs nothing.
     """
-
-    def get_possible_indexconfig_keys(self: Any) -> tuple[str, ...]:
-        """Return the names of the settings that mirrors have beside devpi's own."""
-        return (*theirs(self), *DEFAULTS)
-
-    def normalize_indexconfig_value(self: Any, key: str, value: Any) -> Any:
-        """Return the value of a setting as it is stored, and None for one that is not known."""
-        try:
-            return normalized(key, value) if key in DEFAULTS else normalize(self, key, value)
-        except policy.RuleError as error:
-            raise self.InvalidIndexconfig([str(error)]) from None
-
-    theirs = replace(mirror.MirrorCustomizer, "get_possible_indexconfig_keys", get_possible_indexconfig_keys)
-    normalize = replace(mirror.MirrorCustomizer, "normalize_indexconfig_value", normalize_indexconfig_value)
+    setting.add(DEFAULTS, normalized)
 
 
 def normalized(key: str, value: Any) -> int | str:

@@ -25,10 +25,9 @@ from typing import Any
 
 import httpcore
 import httpx
-from devpi_server import mirror
 from httpcore._backends.sync import SyncBackend
 
-from lanmirror_devpi.replace import replace
+from lanmirror_devpi import setting
 
 FILE_HOSTS, FALLBACK_URLS = "file_hosts", "fallback_urls"
 HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)(:(?P<port>[0-9]{1,5}))?")
@@ -274,22 +273,14 @@ def client(stage: Any) -> Client:
 
 
 def install() -> None:
-    """Make `file_hosts` a stored setting of mirrors, as flat.py does with `flat`."""
+    """Make `file_hosts` a setting of mirrors."""
+    setting.add([FILE_HOSTS], hosts_of)
 
-    def get_possible_indexconfig_keys(self: Any) -> tuple[str, ...]:
-        """Return the names of the settings that mirrors have beside devpi's own."""
-        return (*theirs(self), FILE_HOSTS)
 
-    def normalize_indexconfig_value(self: Any, key: str, value: Any) -> Any:
-        """Return the value of a setting as it is stored, and None for one that is not known."""
-        if key != FILE_HOSTS:
-            return normalize(self, key, value)
-        hosts = value.split(",") if isinstance(value, str) else value
-        hosts = [host.strip() for host in hosts if isinstance(host, str) and host.strip()]
-        for host in hosts:
-            if not HOST.fullmatch(host):
-                raise self.InvalidIndexconfig([f"{FILE_HOSTS} has {host!r}: it must be a host or host:port"])
-        return hosts
-
-    theirs = replace(mirror.MirrorCustomizer, "get_possible_indexconfig_keys", get_possible_indexconfig_keys)
-    normalize = replace(mirror.MirrorCustomizer, "normalize_indexconfig_value", normalize_indexconfig_value)
+def hosts_of(key: str, value: Any) -> list[str]:
+    """Return the hosts of a list as they are stored; ValueError for one that is none."""
+    hosts = setting.texts(value)
+    for host in hosts:
+        if not HOST.fullmatch(host):
+            raise ValueError(f"{key} has {host!r}: it must be a host or host:port")
+    return hosts

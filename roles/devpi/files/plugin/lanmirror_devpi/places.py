@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
-from devpi_server import mirror
 
-from lanmirror_devpi import outside
-from lanmirror_devpi.replace import replace
+from lanmirror_devpi import outside, setting
 
 FALLBACK_URLS = outside.FALLBACK_URLS
 URL = re.compile(r"https?://[^\s/@,\"\\]+(/[^\s@,\"\\]*)?")
@@ -71,24 +69,15 @@ def upstreams_of(stage: Any) -> tuple[str, ...]:
 
 
 def install() -> None:
-    """Make `fallback_urls` a stored setting of mirrors, as flat.py does with `flat`."""
+    """Make `fallback_urls` a setting of mirrors."""
+    setting.add([FALLBACK_URLS], urls_of)
 
-    def get_possible_indexconfig_keys(self: Any) -> tuple[str, ...]:
-        """Return the names of the settings that mirrors have beside devpi's own."""
-        return (*theirs(self), FALLBACK_URLS)
 
-    def normalize_indexconfig_value(self: Any, key: str, value: Any) -> Any:
-        """Return the value of a setting as it is stored, and None for one that is not known."""
-        if key != FALLBACK_URLS:
-            return normalize(self, key, value)
-        urls = value.split(",") if isinstance(value, str) else value
-        urls = [url.strip() for url in urls if isinstance(url, str) and url.strip()]
-        for url in urls:
-            if not URL.fullmatch(url):
-                why = "it must be a URL with http:// or https://, without a password"
-                raise self.InvalidIndexconfig([f"{key} has {outside.masked(url)!r}: {why}"])
-        # Each once, in order.
-        return list(dict.fromkeys(f"{url.rstrip('/')}/" for url in urls))
-
-    theirs = replace(mirror.MirrorCustomizer, "get_possible_indexconfig_keys", get_possible_indexconfig_keys)
-    normalize = replace(mirror.MirrorCustomizer, "normalize_indexconfig_value", normalize_indexconfig_value)
+def urls_of(key: str, value: Any) -> list[str]:
+    """Return the URLs of a list as they are stored, each once and in order; ValueError for one that is none."""
+    urls = setting.texts(value)
+    for url in urls:
+        if not URL.fullmatch(url):
+            why = "it must be a URL with http:// or https://, without a password"
+            raise ValueError(f"{key} has {outside.masked(url)!r}: {why}")
+    return list(dict.fromkeys(f"{url.rstrip('/')}/" for url in urls))
