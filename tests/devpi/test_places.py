@@ -6,6 +6,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,28 @@ def test_no_request_for_a_known_project_fails_while_the_first_upstream_goes_sile
             shown = names(devpi.get(f"/root/pypi/+simple/{project}/"))
             assert f"{project}-1.0.tar.gz" in shown
             new |= {project} if len(shown) > 1 else set()
+    devpi.stop()
+
+
+def test_one_request_alone_tries_a_host_whose_pause_is_over(
+    start_devpi: Callable[..., Devpi],
+    upstream: Upstream,
+    second: Upstream,
+    silent: Callable[[BaseHTTPRequestHandler], None],
+) -> None:
+    # They come within the pause, and before that one is given up.
+    devpi, projects = start_devpi(lanmirror_host_pause=8, request_timeout=8), [f"p{n}" for n in range(6)]
+    for project in projects:
+        upstream.answer[f"/simple/{project}/"] = silent
+        second.page(project, [second.file(f"{project}-1.0.tar.gz", b"x")])
+    upstream.answer["/simple/p0/"] = 503, {}, b""
+    two(devpi, "root/pypi", upstream, second)
+    assert names(devpi.get("/root/pypi/+simple/p0/")) == ["p0-1.0.tar.gz"]
+    time.sleep(8)
+    with ThreadPoolExecutor(len(projects)) as pool:
+        for page in pool.map(devpi.get, [f"/root/pypi/+simple/{project}/" for project in projects[1:]]):
+            assert len(names(page)) == 1
+    assert len(upstream.paths()) == 2
     devpi.stop()
 
 
