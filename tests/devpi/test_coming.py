@@ -272,9 +272,12 @@ def test_rules_that_changed_while_devpi_was_down_are_applied_at_its_start(
     assert own_devpi.get(f"/{mirror}/+simple/six/").ok
     until(lambda: mirror in (own_devpi.data / ".lanmirror-rules").read_text())
     fetch(own_devpi, path)
-    own_devpi.declare(mirror, block=["six>=2"])
-    until(lambda: not is_stored(own_devpi, path))
     told = own_devpi.data / ".lanmirror-rules"
+    former = told.read_text()
+    own_devpi.declare(mirror, block=["six>=2"])
+    # Written when the files are set aside.
+    until(lambda: told.read_text() != former)
+    assert not is_stored(own_devpi, path)
     before = told.read_text(), told.stat().st_mtime
     own_devpi.restart()
     assert (told.read_text(), told.stat().st_mtime) == before
