@@ -373,7 +373,11 @@ def test_pages_show_the_files_as_they_come_out(workstation: Any, server: Any, pa
     parts = re.split(r"(?m)^==== (\w+): (/\S+)\n", shown)[1:]
     assert len(parts) > 3 * 3
     for machine, path, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-        assert machines[machine].file(path).content_string.strip() == text.strip(), f"{path}: run `make pictures`"
+        is_there = machines[machine].file(path).content_string.strip()
+        if path == CRON:
+            # The hour of a scenario is one at which no test runs.
+            is_there = re.sub(r"(?m)^0 \d+ ", "0 9 ", is_there)
+        assert is_there == text.strip(), f"{path}: run `make pictures`"
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------
