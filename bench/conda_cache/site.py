@@ -17,7 +17,6 @@ from typing import Any
 
 from bench.common.channels import CHANNEL, SUBDIR, Channel
 from bench.common.command import ROOT
-from bench.common.report import MIB
 from bench.common.servers import STATIC_URL, behind, plain_nginx, site_files
 from bench.common.wire import FAR
 from tests.roles.conda_site import SITE, outside
@@ -209,7 +208,7 @@ def _variables(place: Place, cache_gib: float) -> dict[str, Any]:
         "__conda_mirror_resolvers": [],
         "__conda_mirror_outside_socket": str(place.run / "upstreams.sock"),
         # So that small sizes have several.
-        **({"__conda_mirror_slice": str(MIB)} if place.quick else {}),
+        **({"__conda_mirror_zeros": "00000"} if place.quick else {}),
     }
 
 

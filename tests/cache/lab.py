@@ -27,8 +27,6 @@ from tests.roles.render import ROOT
 from tests.roles.site import Answer, Said
 from tests.upstream.channel import Spec, build
 
-MIB = 1 << 20
-
 
 def until(true: Callable[[], bool]) -> None:
     """Wait for something."""

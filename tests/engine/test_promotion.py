@@ -23,15 +23,14 @@ from lanmirror_sync.wire import Exchange, Wire
 
 from tests.engine.lab import Lab
 from tests.engine.site import before
-from tests.roles.conda_site import CondaSite
+from tests.roles.conda_site import SLICE, CondaSite
 from tests.upstream import channel, pages
 
 pytestmark = pytest.mark.slow
 
 LINUX = "pkgs/main/linux-64"
 SMALL, OLD = "lib0003-1.3-0.conda", "lib0000-1.0-0.tar.bz2"
-MIB = 1 << 20
-LARGE_BYTES = 3 * MIB
+LARGE_BYTES = 3 * SLICE
 
 
 @pytest.fixture
@@ -75,7 +74,7 @@ def slices(site: CondaSite, name: str) -> dict[int, Path]:
         if file.is_file() and (
             match := re.search(rf"{re.escape(name)} bytes=(\d+)-".encode(), file.read_bytes()[:999])
         ):
-            found[int(match[1]) // MIB] = file
+            found[int(match[1]) // SLICE] = file
     return found
 
 
@@ -163,7 +162,7 @@ def test_package_that_is_not_complete_goes_on_from_where_the_cache_ends(lab: Lab
     slices(site, large)[1].unlink()
     run = lab.sync()
     assert run.code == 0, run.log
-    assert asked(lab, large) == [f"bytes={MIB}-"]
+    assert asked(lab, large) == [f"bytes={SLICE}-"]
     assert told(lab)["promoted_files"] == 0
     lab.check()
 
@@ -173,7 +172,7 @@ def test_wrong_bytes_of_the_cache_are_fetched_from_the_upstream(
     lab: Lab, site: CondaSite, large: str, wrong: str
 ) -> None:
     right = (lab.tree / LINUX / large).read_bytes()
-    body = {"shorter": right[: 2 * MIB + 5], "longer": right + b"more"}.get(wrong, right)
+    body = {"shorter": right[: 2 * SLICE + 5], "longer": right + b"more"}.get(wrong, right)
     lab.fault(f"/{LINUX}/{large}", body=body, times=4)
     bring(lab, site, large)
     lab.upstream.faults.clear()
@@ -187,7 +186,7 @@ def test_wrong_bytes_of_the_cache_are_fetched_from_the_upstream(
     run = lab.sync()
 
     assert run.code == 0, run.log
-    assert asked(lab, large) == [*([f"bytes={2 * MIB}-"] if wrong.endswith("missing") else []), ""]
+    assert asked(lab, large) == [*([f"bytes={2 * SLICE}-"] if wrong.endswith("missing") else []), ""]
     assert told(lab)["promoted_files"] == 0
     assert told(lab)["failures"] == 0
     lab.check()

@@ -19,14 +19,13 @@ import pytest
 from tests.engine import outside
 from tests.engine.lab import PACKAGES, Lab, Running
 from tests.engine.site import before
-from tests.roles.conda_site import CondaSite
+from tests.roles.conda_site import SLICE, CondaSite
 from tests.upstream import channel, server
 
 pytestmark = pytest.mark.slow
 
 LINUX, FORGE = "pkgs/main/linux-64", "cloud/conda-forge/linux-64"
-MIB = 1 << 20
-LARGE_BYTES = 3 * MIB
+LARGE_BYTES = 3 * SLICE
 ENGINE = "lanmirror/"
 # Nginx may give a file that was replaced for a second more (`open_file_cache_valid`), each form for itself.
 STALE_SECONDS = 2
@@ -124,7 +123,7 @@ def test_after_kill_9(lab: Lab, victims: str) -> None:
     """In the midst of a sync, and of a large package on demand, of which one slice is there."""
     may_end = threading.Event()
     path = f"/{FORGE}/large-1.0-0.conda"
-    second = f"bytes={MIB}-{2 * MIB - 1}"
+    second = f"bytes={SLICE}-{2 * SLICE - 1}"
     stalled = {"package": threading.Event(), "slice": threading.Event()}
 
     def stall(request: server.Request) -> None:

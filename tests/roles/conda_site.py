@@ -33,6 +33,8 @@ SITE = {
     }.items()
 }
 NAME = "conda.lab.lan"
+# How many bytes of a package are asked for together.
+SLICE = 500_000
 Rule = Callable[[Handler, Asked], Said | None]
 
 
@@ -146,10 +148,10 @@ class CondaSite(Site):
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
     @contextmanager
-    def streaming(self, path: str) -> Iterator[http.client.HTTPResponse]:
+    def streaming(self, path: str, **headers: str) -> Iterator[http.client.HTTPResponse]:
         """Ask, and give the answer before its end."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        connection.request("GET", path)
+        connection.request("GET", path, headers=headers)
         try:
             yield connection.getresponse()
         finally:
@@ -199,7 +201,7 @@ def conda_site(
         "conda_mirror_min_free_gib": 0,
         "conda_mirror_timeout_seconds": 30,
         "__conda_mirror_spare_dir": str(folder / "spare"),
-        "__conda_mirror_slice": "1m",
+        "__conda_mirror_zeros": str(SLICE)[1:],
         "__conda_mirror_resolvers": [f"127.0.0.1:{knows.start()}"],
         "__conda_mirror_outside_socket": str(socket_folder / "upstreams.sock"),
         **(variables_of(ports) if variables_of else {}),

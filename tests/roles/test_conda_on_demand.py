@@ -20,14 +20,25 @@ from lanmirror_sync.plan import matcher
 
 from roles.conda_mirror.filter_plugins import conda_mirror_on_demand as on_demand
 from roles.conda_mirror.library import conda_mirror_data as data
-from tests.roles.conda_site import FORGE, MAIN, NAME, CondaSite, Rule, authority, bases, conda_site, drops, ranged
+from tests.roles.conda_site import (
+    FORGE,
+    MAIN,
+    NAME,
+    SLICE,
+    CondaSite,
+    Rule,
+    authority,
+    bases,
+    conda_site,
+    drops,
+    ranged,
+)
 from tests.roles.render import defaults, evaluate, render, run_module, tasks, written
 from tests.roles.site import Answer, Asked, Devpi, Handler, Said
 from tests.roles.test_nginx_site import needs_root, on_a_small_disk
 
-MIB = 1 << 20
 A = f"{MAIN}a-1.0-0.conda"
-SLICES = ["bytes=0-1048575", "bytes=1048576-2097151", "bytes=2097152-3145727", "bytes=3145728-4194303"]
+SLICES = [f"bytes={first}-{first + SLICE - 1}" for first in range(0, 4 * SLICE, SLICE)]
 SOON: dict[str, Any] = {"__conda_mirror_kept": {"index": "1s", "absent": "1s", "failure": "1s"}}
 IMMUTABLE = "public, max-age=31536000, immutable"
 
@@ -107,7 +118,7 @@ def test_ten_clients_cold_cost_one_download_and_none_waits_for_its_end(
     ours: CondaSite, kind: str, request: pytest.FixtureRequest
 ) -> None:
     package: str = request.getfixturevalue(kind)
-    body, may_end = some(3 * MIB + 500_000), threading.Event()
+    body, may_end = some(3 * SLICE + 250_000), threading.Event()
     file = ranged(body)
 
     def slow(handler: Handler, asked: Asked) -> Said | None:
@@ -120,7 +131,7 @@ def test_ten_clients_cold_cost_one_download_and_none_waits_for_its_end(
 
     def client(_: int) -> bytes:
         with ours.streaming(f"/anaconda{package}") as answer:
-            first = answer.read(MIB // 2)
+            first = answer.read(SLICE // 2)
             reading.wait(60)
             return first + answer.read()
 
@@ -130,11 +141,11 @@ def test_ten_clients_cold_cost_one_download_and_none_waits_for_its_end(
         reading.wait(60)
         may_end.set()
         assert all(each.result() == body for each in done)
-    assert sorted(asked["Range"] for asked in ours.upstreams[0].asked) == SLICES
+    assert sorted((asked["Range"] for asked in ours.upstreams[0].asked), key=SLICES.index) == SLICES
 
 
 def test_what_a_client_no_longer_waits_for_is_kept(ours: CondaSite, package: str) -> None:
-    body, may_end = some(3 * MIB + 500_000), threading.Event()
+    body, may_end = some(3 * SLICE + 250_000), threading.Event()
 
     def slow(handler: Handler, asked: Asked) -> Said | None:
         if asked["Range"] == SLICES[2]:
@@ -144,30 +155,63 @@ def test_what_a_client_no_longer_waits_for_is_kept(ours: CondaSite, package: str
     ours.upstreams[0].says[package] = slow
     with ours.streaming(f"/anaconda{package}") as answer:
         # Nginx holds the last bytes of a slice back until there are more.
-        assert answer.read(2 * MIB - 1460) == body[: 2 * MIB - 1460]
+        assert answer.read(2 * SLICE - 1460) == body[: 2 * SLICE - 1460]
         until(lambda: len(ours.upstreams[0].asked) == 3)
     may_end.set()
     until(lambda: f"{package} {SLICES[2]}" in ours.kept())
-    assert f"{package} {SLICES[3]}" not in ours.kept()
     assert get(ours, package).body == body
     assert [asked["Range"] for asked in ours.upstreams[0].asked] == SLICES
 
 
 def test_range_and_head_of_a_cold_package_cost_their_slice(ours: CondaSite, package: str) -> None:
-    body = some(3 * MIB + 500_000)
+    body = some(3 * SLICE + 250_000)
     ours.upstreams[0].says[package] = ranged(body)
-    part = get(ours, package, Range="bytes=1100000-1100009")
-    assert (part.status, part.body) == (206, body[1100000:1100010])
-    assert (part["Content-Range"], part["Cache-Control"]) == (f"bytes 1100000-1100009/{len(body)}", IMMUTABLE)
+    part = get(ours, package, Range="bytes=550000-550009")
+    assert (part.status, part.body) == (206, body[550000:550010])
+    assert (part["Content-Range"], part["Cache-Control"]) == (f"bytes 550000-550009/{len(body)}", IMMUTABLE)
     head = get(ours, package, "HEAD")
     assert (head.status, head["Content-Length"], head.body) == (200, str(len(body)), b"")
     assert [asked["Range"] for asked in ours.upstreams[0].asked] == [SLICES[1], SLICES[0]]
     assert {asked.method for asked in ours.upstreams[0].asked} == {"GET"}
     assert get(ours, package, Range="bytes=-10").body == body[-10:]
     assert get(ours, package, Range=f"bytes={len(body) - 5}-").body == body[-5:]
-    assert get(ours, package.replace("-1.0-", "-2.0-"), Range="bytes=1100000-1100009").status == 404
-    for start in (len(body), 100 * MIB):
+    assert get(ours, package.replace("-1.0-", "-2.0-"), Range="bytes=550000-550009").status == 404
+    for start in (len(body), 100 * SLICE):
         assert get(ours, package, Range=f"bytes={start}-").status == 416
+    # Nothing was fetched ahead.
+    assert not {asked["Range"] for asked in ours.upstreams[0].asked if asked.path == package} & {SLICES[2]}
+
+
+# The digits in front of the last ones grow by one, or by a carry.
+@pytest.mark.parametrize("first", [1, 8, 18, 198, 1998, 19998])
+def test_slices_are_fetched_ahead_of_a_client(ours: CondaSite, package: str, first: int) -> None:
+    count = first + 14
+    starts, size = range(first * SLICE, count * SLICE, SLICE), count * SLICE
+    may_end = threading.Event()
+
+    def slow(handler: Handler, asked: Asked) -> Said | None:
+        start = int(asked["Range"].removeprefix("bytes=").partition("-")[0])
+        assert start < size
+        if start == starts[1]:
+            assert may_end.wait(60)
+        part = {"Accept-Ranges": "bytes", "Content-Range": f"bytes {start}-{start + SLICE - 1}/{size}"}
+        return 206, part, some(1000 + start // SLICE % 20)[:1000] * (SLICE // 1000)
+
+    ours.upstreams[0].says[package] = slow
+    with ours.streaming(f"/anaconda{package}", Range=f"bytes={starts[0]}-") as answer:
+        assert len(answer.read(SLICE - 1460)) == SLICE - 1460
+        until(lambda: len(ours.upstreams[0].asked) == 2)
+    may_end.set()
+    last = ours.upstreams[0].asked
+    until(lambda: any(f"{package} bytes={starts[8]}-" in key for key in ours.kept()))
+    # Of whom it was that asked for the second one: Nginx itself, or the client.
+    get(ours, f"{MAIN}none-1.0-0.conda")
+    asked = [each["Range"] for each in last if each.path == package]
+    wanted = [f"bytes={start}-{start + SLICE - 1}" for start in starts]
+    assert asked in (wanted[:9], wanted[:10])
+    rest = get(ours, package, Range=f"bytes={starts[0]}-")
+    assert len(rest.body) == 14 * SLICE
+    assert [each["Range"] for each in last if each.path == package] == wanted
 
 
 @pytest.mark.parametrize(("number", "times", "arrives"), [(0, 1, False), (1, 1, True), (1, 9, False), (3, 9, False)])
@@ -175,7 +219,7 @@ def test_slice_that_is_cut_ends_the_transfer_at_once(
     ours: CondaSite, package: str, number: int, times: int, arrives: bool
 ) -> None:
     """What came is right, what is kept is whole, and a later slice is asked for once more before."""
-    body = some(3 * MIB + 500_000)
+    body = some(3 * SLICE + 250_000)
     left = [None] * times
 
     def cuts(handler: Handler, asked: Asked) -> Said | None:
@@ -188,7 +232,7 @@ def test_slice_that_is_cut_ends_the_transfer_at_once(
         for name, value in {**done[1], "Content-Length": str(len(done[2]))}.items():
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(done[2][:-100_000])
+        handler.wfile.write(done[2][:-50_000])
         drops(handler, asked)
         return None
 
@@ -198,26 +242,26 @@ def test_slice_that_is_cut_ends_the_transfer_at_once(
             get(ours, package)
         partial = getattr(broken.value, "partial", b"")
         assert body.startswith(partial)
-        assert number * MIB - 1460 < len(partial) < len(body)
+        assert number * SLICE - 1460 < len(partial) < len(body)
         assert f"{package} {SLICES[number]}" not in ours.kept()
         left.clear()
     assert get(ours, package).body == body
 
 
 def test_upstream_without_ranges_gives_the_whole_file_at_once(ours: CondaSite, package: str) -> None:
-    body = some(3 * MIB + 500_000)
+    body = some(3 * SLICE + 250_000)
     ours.upstreams[0].says[package] = 200, {}, body
     assert get(ours, package).body == body
     until(lambda: f"{package} {SLICES[0]}" in ours.kept())
     answer = get(ours, package)
     assert (answer.body == body, answer["X-Cache-Status"]) == (True, "HIT")
     assert len(ours.upstreams[0].asked) == 1
-    part = get(ours, package, Range="bytes=2200000-2200009")
-    assert (part.status, part.body) == (206, body[2200000:2200010])
+    part = get(ours, package, Range="bytes=1100000-1100009")
+    assert (part.status, part.body) == (206, body[1100000:1100010])
 
 
 def test_upstream_without_ranges_goes_on_where_another_stopped(ours: CondaSite, package: str) -> None:
-    body = some(3 * MIB + 500_000)
+    body = some(3 * SLICE + 250_000)
 
     def goes(handler: Handler, asked: Asked) -> Said | None:
         return ranged(body)(handler, asked) if asked["Range"] == SLICES[0] else (503, {}, b"")
@@ -229,7 +273,7 @@ def test_upstream_without_ranges_goes_on_where_another_stopped(ours: CondaSite, 
 
 
 def test_mirrors_with_other_etags_give_one_file(ours: CondaSite, package: str) -> None:
-    body = some(3 * MIB)
+    body = some(3 * SLICE)
 
     def turns(handler: Handler, asked: Asked) -> Said | None:
         return ranged(body, ETag=f'"{asked["Range"]}"')(handler, asked)
@@ -347,7 +391,7 @@ def installer(package: str) -> str:
 
 
 def test_installer_goes_the_way_of_packages(ours: CondaSite, installer: str) -> None:
-    body = some(3 * MIB + 500_000)
+    body = some(3 * SLICE + 250_000)
     # The next upstream where one has no such file.
     ours.upstreams[1].says[installer] = ranged(body, **{"Content-Type": "application/x-sh"})
     head = get(ours, installer, "HEAD")
@@ -359,7 +403,7 @@ def test_installer_goes_the_way_of_packages(ours: CondaSite, installer: str) -> 
     assert [(answer.status, answer.body == body) for answer in answers] == [(200, True)] * 3
     assert [answer["X-Cache-Status"] for answer in answers] == ["HIT"] * 3
     assert answers[0]["Cache-Control"] == IMMUTABLE
-    assert sorted(asked["Range"] for asked in ours.upstreams[1].asked) == SLICES
+    assert sorted((asked["Range"] for asked in ours.upstreams[1].asked), key=SLICES.index) == SLICES
     assert {asked.path for asked in ours.upstreams[1].asked} == {installer}
     # For the engine, of the same slices; and one that is held wins.
     assert kept(ours, installer).body == body
@@ -378,15 +422,15 @@ def test_page_in_the_place_of_an_installer_is_not_kept(ours: CondaSite, installe
 
 
 def test_installer_that_changes_is_of_one_version_and_asked_for_again(tmp_path: Path) -> None:
-    one, two = some(3 * MIB + 500_000), some(3 * MIB + 400_000)
+    one, two = some(3 * SLICE + 250_000), some(3 * SLICE + 200_000)
     with conda_site(tmp_path, upstreams=2, **SOON) as ours:
         first, second = ours.upstreams
         for upstream in ours.upstreams:
             upstream.says[LATEST] = ranged(one, **{"Last-Modified": DATES[0], "ETag": '"x"'})
-        middle = f"bytes={2 * MIB}-{2 * MIB + 9}"
+        middle = f"bytes={2 * SLICE}-{2 * SLICE + 9}"
         answers = [get(ours, LATEST, Range=middle), get(ours, LATEST), get(ours, LATEST, "HEAD")]
         assert [answer.status for answer in answers] == [206, 200, 200]
-        assert [answer.body for answer in answers] == [one[2 * MIB : 2 * MIB + 10], one, b""]
+        assert [answer.body for answer in answers] == [one[2 * SLICE : 2 * SLICE + 10], one, b""]
         assert {answer["Cache-Control"] for answer in answers} == {"public, max-age=60"}
         assert get(ours, LATEST, If_Modified_Since=DATES[0]).status == 304
         # All of it, though a client wanted a part.
@@ -426,7 +470,7 @@ def test_installer_that_changes_is_of_one_version_and_asked_for_again(tmp_path: 
         assert part.body == one[:10]
         assert len(first.asked) == 1
         first.says[LATEST] = ranged(two, **{"Last-Modified": DATES[1]})
-        assert get(ours, LATEST, Range=f"bytes={3 * MIB}-").body == two[3 * MIB :]
+        assert get(ours, LATEST, Range=f"bytes={3 * SLICE}-").body == two[3 * SLICE :]
         assert second.asked == []
 
         # The upstreams are down.
@@ -437,7 +481,7 @@ def test_installer_that_changes_is_of_one_version_and_asked_for_again(tmp_path: 
 
 
 def test_ten_clients_cold_on_an_installer_that_changes_cost_one_download(tmp_path: Path) -> None:
-    body, may_end = some(2 * MIB), threading.Event()
+    body, may_end = some(2 * SLICE), threading.Event()
 
     def slow(handler: Handler, asked: Asked) -> Said:
         assert may_end.wait(60)
@@ -454,10 +498,10 @@ def test_ten_clients_cold_on_an_installer_that_changes_cost_one_download(tmp_pat
 
 
 def test_installer_that_changes_and_breaks_off_is_not_kept(tmp_path: Path) -> None:
-    body = some(2 * MIB)
+    body = some(2 * SLICE)
 
     def broken(handler: Handler, asked: Asked) -> None:
-        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body[: MIB + 500_000])
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body[: SLICE + 250_000])
         return drops(handler, asked)
 
     with conda_site(tmp_path) as ours:
@@ -518,7 +562,7 @@ def kept(site: CondaSite, path: str, method: str = "GET", **headers: str) -> Ans
 
 
 def test_package_that_is_kept_is_given_without_a_question(ours: CondaSite, package: str) -> None:
-    body = some(3 * MIB + 500_000)
+    body = some(3 * SLICE + 250_000)
     for _ in range(2):
         assert kept(ours, package).status == kept(ours, package, "HEAD").status == 404
     assert (ours.asked, [key for key in ours.kept() if package in key]) == ([], [])
@@ -531,21 +575,21 @@ def test_package_that_is_kept_is_given_without_a_question(ours: CondaSite, packa
     assert (answer.status, answer.body == body, answer["Content-Length"]) == (200, True, str(len(body)))
     head = kept(ours, package, "HEAD")
     assert (head.status, head["Content-Length"], head.body) == (200, str(len(body)), b"")
-    part = kept(ours, package, Range="bytes=2200000-")
-    assert (part.status, part.body == body[2200000:]) == (206, True)
+    part = kept(ours, package, Range="bytes=1100000-")
+    assert (part.status, part.body == body[1100000:]) == (206, True)
     assert kept(ours, package, "POST").status == 405
 
 
 def test_package_whose_later_slice_is_not_kept_ends_before_it(ours: CondaSite, package: str) -> None:
-    body = some(3 * MIB + 500_000)
+    body = some(3 * SLICE + 250_000)
     ours.upstreams[0].says[package] = ranged(body)
-    assert get(ours, package, Range=f"bytes=0-{MIB - 1}").status == 206
-    assert get(ours, package, Range=f"bytes={2 * MIB}-").status == 206
+    assert get(ours, package, Range=f"bytes=0-{SLICE - 1}").status == 206
+    assert get(ours, package, Range=f"bytes={2 * SLICE}-").status == 206
     ours.upstreams[0].asked.clear()
     with pytest.raises(http.client.IncompleteRead) as broken:
         kept(ours, package)
-    assert broken.value.partial == body[:MIB]
-    assert kept(ours, package, Range=f"bytes={2 * MIB}-").body == body[2 * MIB :]
+    assert broken.value.partial == body[:SLICE]
+    assert kept(ours, package, Range=f"bytes={2 * SLICE}-").body == body[2 * SLICE :]
     assert ours.asked == []
 
 
@@ -800,7 +844,7 @@ def test_redirect_to_a_declared_host_is_followed(redirecting: CondaSite, package
     target = "/signed/file.conda?signature=a%2Fb"
     found, host = {"files": (files, "files"), "other upstream": (other, "up"), "path": (up, "up")}[where]
     up.says[package] = leads(target if where == "path" else f"http://{host}.lab.lan:{found.port}{target}", status)
-    body = some(MIB + 10)
+    body = some(SLICE + 10)
     found.says["/signed/file.conda"] = ranged(body)
     for server in redirecting.upstreams:
         server.asked.clear()
@@ -1012,10 +1056,10 @@ def test_indexes_come_from_where_the_variable_says(tmp_path: Path) -> None:
 
 
 @needs_root
-@pytest.mark.parametrize("size", [0, 20_000, 900_000, 2_500_000])
+@pytest.mark.parametrize("size", [0, 20_000, 450_000, 1_200_000])
 def test_full_disk_costs_speed_and_no_package(tmp_path: Path, size: int) -> None:
     """Also where there is a little room left, for the head of a file or for all of a small one."""
-    bodies = {f"{MAIN}a{length}-1.0-0.conda": some(length) for length in (1, 3_000, 40_000, 500_000, 3 * MIB + 1)}
+    bodies = {f"{MAIN}a{length}-1.0-0.conda": some(length) for length in (1, 3_000, 40_000, 500_000, 3 * SLICE + 1)}
     folder = tmp_path / "cache/lanmirror-conda"
     with conda_site(tmp_path, wrap=on_a_small_disk(str(max(size, 4096)), folder)) as ours:
         for path, body in bodies.items():
