@@ -8,7 +8,7 @@ Data goes one way through these modules:
     upstream   what the upstream has of a subdir: its index, asked for conditionally, checked
     repodata   one upstream index, parsed once
     installers what a page lists or a URL names, and what of it is missing
-      listing  that page, and ours
+      listing  what a page lists, and the page that is ours; `pages` reads theirs
     plan       pure: an index and what is held -> what to fetch, to replace, to leave out, to delete
     survey     every subdir: judged, planned; only looks
     work       a subdir on its way from what was found to what is served

@@ -262,7 +262,10 @@ class Installers:
             files = before.files if before else []
         else:
             url = answer.found_at or answer.validators.url
-            files = list(listing.parse(unpack(answer.data, ""), config.suffixes, url))
+            # Loaded where there is a page that changed.
+            from lanmirror_sync import pages  # noqa: PLC0415
+
+            files = list(pages.parse(unpack(answer.data, ""), config.suffixes, url))
             told = answer.validators
             known = {"url": told.url, "etag": told.etag, "last_modified": told.last_modified, "whole": self._began,
                      "suffixes": list(config.suffixes)}  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from lanmirror_sync import listing
+from lanmirror_sync.pages import parse
 
 from tests.engine.lab import Lab
 from tests.upstream import channel, pages
@@ -164,7 +165,7 @@ def test_installers_on_demand_are_listed_and_none_is_fetched(
     demanded: Lab, kind: str, command: tuple[str, ...]
 ) -> None:
     show(demanded, kind)
-    listed = listing.parse(theirs(demanded), ["Linux-x86_64.sh"])
+    listed = parse(theirs(demanded), ["Linux-x86_64.sh"])
     assert [(item.file_name, bool(item.digest)) for item in listed] == [(SH, kind.startswith("official"))]
     assert all(item.size and item.date for item in listed)
     demanded.upstream.requests.clear()
@@ -173,7 +174,7 @@ def test_installers_on_demand_are_listed_and_none_is_fetched(
     assert not demanded.upstream.asked("*.sh")
     assert [file.name for file in (demanded.mirror / "miniconda").iterdir()] == ["index.html"]
     # All that theirs says of it, in a form that another mirror can read.
-    assert listing.parse(page(demanded), [""]) == listed
+    assert parse(page(demanded), [""]) == listed
     assert re.findall('href="([^"]*)"', page(demanded).decode()) == [SH]
     assert f'href="{OLD}"' in (demanded.mirror / "archive/index.html").read_text()
     assert told(demanded) == {"hold": "none", "held": 0, "on_demand": 1, "bytes": 0, "failures": []}
@@ -367,7 +368,7 @@ def test_size_and_date_are_those_of_their_file(fill: str) -> None:
         f'<a href="d.sh">2026-01-02 03:04</a>  05-Jan-2026 06:07   123{fill}\n<a href="sub/">sub/</a>   5\n'
         f'<a href="e.sh">e.sh</a>\n<a href="f.sh">7</a> 2026-Feb-03 04:05  8K</pre>'
     )
-    found = {item.file_name: (item.size, item.date) for item in listing.parse(rows.encode(), [".sh"])}
+    found = {item.file_name: (item.size, item.date) for item in parse(rows.encode(), [".sh"])}
     assert found["a.sh"] == ("" if fill else "1.5M", "2026-01-02 03:04")
     assert found["b.sh"] == found["c.sh"] == found["e.sh"] == ("", "")
     assert found["f.sh"][1] == "2026-Feb-03 04:05"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -293,6 +294,9 @@ def test_library_of_versions_is_loaded_where_versions_are_compared_alone(lab: La
     assert code == 0, log
     assert "2 of 2 subdirs unchanged" in log
     assert " rattler" not in log
+    # What a run that finds nothing new has no use for either.
+    for module in ("email.utils", "html.parser", "ssl", "asyncio"):
+        assert not re.search(rf"\| +{re.escape(module)}$", log, re.MULTILINE), module
     assert "lanmirror_sync.hidden" not in log
 
 
