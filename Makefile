@@ -80,7 +80,7 @@ unit: $(VENV)/.made nginx ## Run the fast tests: engine, templates, specs
 
 .PHONY: quick
 quick: $(VENV)/.made nginx ## Run those that take a developer no minute
-	@pytest -q -m 'not slow' tests/engine
+	@pytest -q -n auto -m 'not slow' tests/engine
 
 .PHONY: molecule
 molecule: default pair ssh ## Run the tests in containers, for each of DISTROS
