@@ -80,10 +80,14 @@ class Database:
 
 
 def used_since(state: Path, index: str, since: float) -> list[tuple[str, float]]:
-    """Return the files of an index that were asked for since then, each with when that was last."""
+    """Return the files of an index that were asked for since then, each with when that was last.
+
+    By their names, so that the page of a project is unpacked once for all of its files.
+    """
     with contextlib.closing(sqlite3.connect(f"file:{state}?mode=ro", uri=True, timeout=60)) as db:
         query = "SELECT path, at FROM used WHERE path >= ? AND path < ? AND at >= ?"
-        return db.execute(query, (f"{index}/", f"{index}0", since)).fetchall()
+        found = db.execute(query, (f"{index}/", f"{index}0", since)).fetchall()
+    return sorted(found, key=lambda each: str(each[0]).rpartition("/")[2])
 
 
 def words(settings: Settings, before: Mapping[str, Any], after: Mapping[str, Any], now: float) -> str:
