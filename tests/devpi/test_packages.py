@@ -127,6 +127,15 @@ def test_list_is_bounded_and_has_uploads_and_what_was_used_last() -> None:
     assert json.loads(listed([], {}, 1.0))["packages"] == []
 
 
+def test_what_is_in_the_way_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "lanmirror.toml"
+    assert packages.main([str(file)]) == 1
+    file.write_text("url = 1")
+    assert packages.main([str(file)]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert [line.startswith("<4>the list of packages is not made anew: ") for line in told] == [True] * 2
+
+
 def test_unit_settings_and_site_agree(tmp_path: Path) -> None:
     file = tmp_path / "lanmirror.toml"
     file.write_text(render("devpi", "lanmirror.toml.j2"))

@@ -28,6 +28,7 @@ from typing import Any
 from lanmirror_devpi import links, page
 from packaging.version import InvalidVersion, Version
 
+from . import OpsError
 from .asking import indexes
 from .eviction import Stored, stored
 from .files import write
@@ -160,7 +161,7 @@ def main(arguments: Sequence[str]) -> int:
     """Do so; exit codes as above."""
     try:
         return 0 if refresh(load(Path(arguments[0]) if arguments else FILE)) else 1
-    except (OSError, sqlite3.Error) as error:
+    except (OpsError, OSError, sqlite3.Error) as error:
         tell(WARNING, f"the list of packages is not made anew: {error}")
         return 1
 
