@@ -160,6 +160,7 @@ def site_files(folder: Path, sites: Mapping[str, tuple[str, str]] = DEVPI_SITE, 
         "/var/log/nginx": str(folder),
         "/run/nginx.pid": f"{folder}/nginx.pid",
         "/run/devpi-watch": f"{folder}/watch",
+        "/var/lib/devpi-watch": f"{folder}/state",
         "/run/conda-watch": f"{folder}/conda-watch",
         "/run/lanmirror_pages": str(MEMORY),
     }

@@ -37,6 +37,7 @@ def run(
     module = SimpleNamespace(
         params={**given, "users": [], **params},
         check_mode=False,
+        _diff=False,
         warn=lambda _text: None,
         exit_json=lambda **result: made.update(result),
     )

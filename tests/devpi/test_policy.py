@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lanmirror_devpi.page import File, Page
-from lanmirror_devpi.policy import DAY, MAX_DAYS, Policy, RuleError, moment, parse, shown
+from lanmirror_devpi.policy import DAY, MAX_DAYS, Policy, RuleError, Used, hidden_by_change, moment, parse, shown
 
 NOW = 1_800_000_000.0
 OLD = "2020-01-01T00:00:00Z"
@@ -224,3 +224,18 @@ def test_any_text_is_a_rule_or_is_refused(text: str) -> None:
 @given(st.text(max_size=40) | st.integers() | st.none())
 def test_any_value_is_a_time_or_none(value: Any) -> None:
     assert isinstance(moment(value), float | None)
+
+
+POLICIES = st.builds(
+    Policy.of, st.just("root/pypi"), st.integers(0, 30), st.sampled_from(["hidden", "shown"]), RULES, RULES
+)
+
+
+@given(POLICIES, POLICIES, FILES)
+def test_change_hides_what_was_shown_and_is_not_any_more(
+    before: Policy, after: Policy, files: list[tuple[str, Any]]
+) -> None:
+    there = Page("pkg", tuple(File(name, "", name, {"upload-time": at}) for name, at in files), {})
+    was, now = ({file.name for file in shown(rules, there, NOW).page.files} for rules in (before, after))
+    used = [Used("pkg", name, at, 0.0) for name, at in files]
+    assert [file.name for file, _ in hidden_by_change(before, after, used, NOW)] == sorted(was - now)

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import http.client
 import io
+import re
 import time
 import zipfile
 from collections.abc import Callable
@@ -386,6 +387,35 @@ def test_people_get_the_newest_first_and_a_button(devpi: Devpi, upstream: Upstre
     pressed = requests.post(f"{devpi.url}/root/{name}/+simple/six/refresh", timeout=LONG, allow_redirects=False)
     assert pressed.is_redirect
     assert "form" not in devpi.get(f"/root/{name}/+simple/six/", accept="text/html").text
+
+
+def test_people_see_where_a_file_comes_from_and_whether_it_is_here(devpi: Devpi, upstream: Upstream, name: str) -> None:
+    upstream.page("six", [upstream.file(f"six-{version}.zip", version.encode()) for version in ("1.0", "2.0")])
+    devpi.mirror(f"root/{name}", upstream)
+    devpi.declare(f"root/{name}-dev", type="stage", bases=[f"root/{name}"], mirror_whitelist=["six"])
+    upload(devpi, f"root/{name}-dev", "six-3.0.zip", b"own")
+    page = f"/root/{name}-dev/+simple/six/"
+
+    def shown() -> list[tuple[str, str]]:
+        text = devpi.get(page, accept="text/html", **{"User-Agent": BROWSER}).text
+        return re.findall(r">(six-[^<]*)</a> <small>([^<]*)</small><br>", text)
+
+    assert shown() == [
+        ("six-3.0.zip", "uploaded, here"),
+        ("six-2.0.zip", "of 127.0.0.1, not here yet"),
+        ("six-1.0.zip", "of 127.0.0.1, not here yet"),
+    ]
+    (url,) = [file["url"] for file in devpi.get(page).json()["files"] if file["filename"] == "six-1.0.zip"]
+    path = urljoin(page, url)
+    assert devpi.get(path).content == b"1.0"
+    # It is stored a moment after its last byte.
+    end = time.monotonic() + LONG
+    while not (devpi.data / "+files" / path.lstrip("/")).is_file():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert shown()[1:] == [("six-2.0.zip", "of 127.0.0.1, not here yet"), ("six-1.0.zip", "of 127.0.0.1, here")]
+    # Installers get no more than they need.
+    assert "<small>" not in devpi.get(page, accept="text/html").text
 
 
 def test_button_asks_the_mirrors_that_count_and_loses_nothing(devpi: Devpi, upstream: Upstream, order: str) -> None:

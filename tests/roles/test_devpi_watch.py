@@ -278,6 +278,15 @@ def test_eviction_keeps_what_is_used_uploaded_being_written_or_devpis_last_chang
     assert Known(devpi.state).numbers()["evicted_files_total"] == 2
 
 
+def test_uses_of_what_is_there_are_known_and_of_nothing_else(devpi: Settings) -> None:
+    files = ("pypi/+f/a/b/old.whl", "pypi/+f/c/d/last.whl", "priv/+f/a/b/own.whl", "pypi/+f/e/f/gone.whl")
+    devpi.log.write_text("".join(line(f"/root/{name}", at=5.0) for name in files))
+    assert evict(devpi)
+    assert Known(devpi.state).used() == {f"root/{name}": 5.0 for name in files[:3]}
+    assert evict(replace(devpi, max_cached=1))
+    assert Known(devpi.state).used() == {f"root/{name}": 5.0 for name in files[1:3]}
+
+
 def test_files_that_rules_hide_count_and_go_as_the_others(devpi: Settings) -> None:
     hidden = devpi.data / "+files/+held/root/pypi/2/+f/e/f/hidden.whl"
     hidden.parent.mkdir(parents=True)

@@ -583,6 +583,14 @@ def test_large_upload_to_a_mirror_is_refused_with_the_reason(ours: Site) -> None
     assert (answer.status, answer.body) == (404, b"Nothing can be uploaded here: it is a mirror, or no index.\n")
 
 
+def test_question_for_known_malware_reaches_devpi_whole(ours: Site) -> None:
+    path, body = "/+malware/v1/querybatch", b"{" * 900_000
+    ours.devpi.says[path] = 400, {}, b"no"
+    answer = ours.ask(path, "POST", body, Content_Type="application/json")
+    assert (answer.status, answer.body) == (400, b"no")
+    assert [(asked.path, asked.body == body) for asked in ours.devpi.asked] == [(path, True)]
+
+
 @pytest.mark.parametrize("path", ["/lab/dev/", "/lab/dev"])
 @pytest.mark.parametrize("large", [True, False])
 def test_upload_reaches_devpi_whole(ours: Site, path: str, large: bool) -> None:

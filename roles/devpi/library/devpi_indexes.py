@@ -45,6 +45,16 @@ options:
     description: Python of devpi's venv, which is asked for the upstream that devpi itself takes for the official one.
     type: path
     required: true
+  python_path:
+    description:
+      - Where that Python finds C(lanmirror_ops) and our plugin, with a colon between. In a diff, they say which files
+        that clients used lately the changed rules hide. Empty: they do not.
+    type: str
+    default: ""
+  settings:
+    description: File that tells C(lanmirror_ops) where things are.
+    type: path
+    default: /etc/devpi/lanmirror.toml
   indexes:
     description:
       - Settings by user/index, in devpi's own words.
@@ -90,6 +100,7 @@ EXAMPLES = """
     url: http://127.0.0.1:3141
     password_file: /etc/devpi/root-password
     python: /opt/devpi/current/bin/python
+    python_path: /opt/devpi/ops:/opt/devpi/current/src
     indexes:
       root/pypi: {type: mirror, official: true, mirror_no_project_list: true}
 """
@@ -116,6 +127,8 @@ print(json.dumps({key: known[key] for key in ("mirror_url", "mirror_web_url_fmt"
 Settings = dict[str, Any]
 # Settings that our plugin stores as one text, a rule a line.
 RULES = ("allow", "block")
+# Settings by which a mirror hides files.
+HIDING = (*RULES, "min_age_days", "min_age_undated")
 
 
 class DevpiError(Exception):
@@ -378,6 +391,31 @@ def user_changes(
     return changes
 
 
+def of_rules(changes: Sequence[Change]) -> list[Change]:
+    """Return the changes of the rules of mirrors that are there."""
+    return [
+        change
+        for change in changes
+        if change.method == "PATCH" and any(change.before.get(key) != change.after.get(key) for key in HIDING)
+    ]
+
+
+def hides(module: AnsibleModule, changes: Sequence[Change]) -> str:
+    """Return which files that clients used lately changed rules hide, in words; a warning where that cannot be told."""
+    told = {
+        "before": {change.index: change.before for change in changes},
+        "after": {change.index: change.after for change in changes},
+    }
+    command = [module.params["python"], "-B", "-m", "lanmirror_ops.hides", module.params["settings"]]
+    environment = {"PYTHONPATH": module.params["python_path"], "PYTHONWARNINGS": "ignore"}
+    status, text, error = module.run_command(command, data=json.dumps(told), environ_update=environment)
+    if status:
+        why = (error.strip() or "no reason was given").splitlines()[-1]
+        module.warn(f"it cannot be told which files that clients used the changed rules hide: {without_password(why)}")
+        return ""
+    return str(text)
+
+
 def run(module: AnsibleModule) -> None:
     """Compare, and change what differs unless this is check mode."""
     devpi, path = Devpi(module.params["url"]), Path(module.params["password_file"])
@@ -405,6 +443,9 @@ def run(module: AnsibleModule) -> None:
     new_password = bool(new) and not blank and path.read_text(encoding="utf-8") != new
     if new_password:
         lines.insert(0, "change the password of root")
+    # Before anything is changed.
+    ruled = of_rules(changes)
+    hidden = hides(module, ruled) if module._diff and ruled and module.params["python_path"] else ""
 
     if lines and not module.check_mode:
         if new_password:
@@ -421,12 +462,15 @@ def run(module: AnsibleModule) -> None:
         changed=bool(lines),
         changes=lines,
         undeclared=undeclared,
-        diff={
-            "before": "".join(f"{change.index}: {shown(change.before)}\n" for change in changes if change.before),
-            "after": "".join(f"{change.index}: {shown(change.after)}\n" for change in changes if change.after),
-            "before_header": "devpi's indexes",
-            "after_header": "devpi's indexes",
-        },
+        diff=[
+            {
+                "before": "".join(f"{change.index}: {shown(change.before)}\n" for change in changes if change.before),
+                "after": "".join(f"{change.index}: {shown(change.after)}\n" for change in changes if change.after),
+                "before_header": "devpi's indexes",
+                "after_header": "devpi's indexes",
+            },
+            *([{"prepared": hidden}] if hidden else []),
+        ],
     )
 
 
@@ -446,6 +490,8 @@ def main() -> None:
             "password_file": {"type": "path", "required": True, "no_log": False},
             "new_password": {"type": "str", "default": "", "no_log": True},
             "python": {"type": "path", "required": True},
+            "python_path": {"type": "str", "default": ""},
+            "settings": {"type": "path", "default": "/etc/devpi/lanmirror.toml"},
             "indexes": {"type": "dict", "required": True},
             "users": {
                 "type": "list",

@@ -20,7 +20,7 @@ keeps its owner and mode; the folder above it lets nobody but root in.
 Exit codes: 0 done; 1 refused or failed, with one line that says why, and the state as it was before; 2 wrong usage.
 
 It runs on the Python of the distribution (3.11 or newer) and its standard library alone, so that it runs where devpi's
-venv does not. `devpi_state.py` alone is run by the Python of a venv.
+venv does not. Only `devpi_state.py`, `hides.py` and `packages.py` are run by the Python of a venv.
 """
 
 

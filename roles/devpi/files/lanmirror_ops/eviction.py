@@ -127,10 +127,14 @@ def evict(settings: Settings) -> bool:
     root = settings.data / "+files"
     sizes: dict[str, int] = {"mirror": 0, "stage": 0}
     mirrors: list[Stored] = []
+    uploaded: set[str] = set()
     for name, kind in types.items():
         files = [*stored(root / name, root), *held(name, root)]
         sizes[kind] = sizes.get(kind, 0) + sum(file.size for file in files)
-        mirrors += files if kind == "mirror" else []
+        if kind == "mirror":
+            mirrors += files
+        else:
+            uploaded |= {file.subject for file in files}
     now = time.time()
     limit, young = settings.max_cached, now - settings.grace
     chosen = plan(mirrors, known.used(), limit=limit, young=young, keep=last_change(settings.database))
@@ -151,7 +155,7 @@ def evict(settings: Settings) -> bool:
                 "weighed_timestamp_seconds": now,
             }
         )
-        subjects = {file.subject for file in mirrors if file.path in present}
+        subjects = uploaded | {file.subject for file in mirrors if file.path in present}
         forget = [(path,) for path, at in known.used().items() if path not in subjects and at < young]
         db.executemany("DELETE FROM used WHERE path = ?", forget)
     if chosen:

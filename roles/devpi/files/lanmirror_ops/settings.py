@@ -99,6 +99,11 @@ class Settings:
         return self.state.with_name("malware.json")
 
     @property
+    def packages(self) -> Path:
+        """The list of what is here, which Nginx gives out."""
+        return self.state.with_name("packages.json")
+
+    @property
     def verdict(self) -> Path:
         """What the last check of devpi's database said."""
         return self.state.with_name("database.json")

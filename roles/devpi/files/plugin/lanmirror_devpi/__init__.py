@@ -27,6 +27,7 @@ database, so replicas, backups and upgrades carry it.
     held.py      stored files that the rules hide, set aside where Nginx does not find them
     own_names.py uploads of a name that a mirror below the index has
     malware.py   the list of known malware; pure
+    osv.py       that list in the form of OSV's API, for uv's own check
     places.py    several upstreams: the setting `fallback_urls`, and the pauses of hosts that fail
     flat.py      the setting `flat`: an upstream of one page
     setting.py   makes such settings

@@ -16,6 +16,7 @@ from lanmirror_devpi import (
     flat,
     held,
     mirror,
+    osv,
     outside,
     own_names,
     passwords,
@@ -121,6 +122,7 @@ def devpiserver_pyramid_configure(config: Any, pyramid_config: Any) -> None:
     end without a commit: devpi answers by raising.
     """
     passwords.configure(pyramid_config)
+    osv.configure(pyramid_config)
     for module in ("tween", "passwords", "files"):
         pyramid_config.add_tween(
             f"lanmirror_devpi.{module}.factory", under=INGRESS, over="devpi_server.views.tween_request_logging"

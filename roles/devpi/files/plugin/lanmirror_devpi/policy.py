@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from datetime import UTC, datetime
@@ -307,3 +307,31 @@ def versions_of(project: str, told: Iterable[str], files: Iterable[File]) -> lis
     """Return the versions of a page that have a file, so that a resolver takes none that it cannot get."""
     there = {same(found) for file in files if (found := version_of(project, file.name))}
     return [version for version in told if same(version) in there]
+
+
+@dataclass(frozen=True)
+class Used:
+    """A file that clients have asked for.
+
+    Attributes:
+        project: That it is of.
+        name: Of the file.
+        uploaded: When it was uploaded, as its page tells (PEP 700).
+        at: When it was asked for last, seconds since the epoch.
+    """
+
+    project: str
+    name: str
+    uploaded: Any
+    at: float
+
+
+def hidden_by_change(
+    before: Policy, after: Policy, files: Iterable[Used], now: float
+) -> Iterator[tuple[Used, Refusal]]:
+    """Yield the files that new rules hide and the old ones show, by project and name, and why."""
+    for file in sorted(files, key=lambda file: (canonicalize_name(file.project), file.name)):
+        told = file.project, file.name, file.uploaded, now
+        refusal = after.refusal(*told)
+        if refusal is not None and before.refusal(*told) is None:
+            yield file, refusal

@@ -20,14 +20,14 @@ from functools import partial
 from html import escape
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from devpi_common.metadata import BasenameMeta, splitbasename
 from devpi_server import views
 from pyramid.response import Response
 
 from lanmirror_devpi import bases, coming, mirror, policy, uploaded
-from lanmirror_devpi.answers import later
+from lanmirror_devpi.answers import later, on_disk
 from lanmirror_devpi.kept import Kept, packed
 from lanmirror_devpi.page import File, Page, belongs
 from lanmirror_devpi.policy import Policy
@@ -153,8 +153,14 @@ def in_json(project: str, files: Sequence[tuple[str, File]], told: Mapping[str, 
     return json.dumps(page, separators=(",", ":"))
 
 
-def in_html(title: str, files: Sequence[tuple[str, File]], told: Mapping[str, Any], up: Callable[[str], str]) -> str:
-    """Return a page in HTML."""
+def in_html(
+    title: str,
+    files: Sequence[tuple[str, File]],
+    told: Mapping[str, Any],
+    up: Callable[[str], str],
+    more: Callable[[str, File], str] = lambda _index, _file: "",
+) -> str:
+    """Return a page in HTML, with more HTML after each link."""
     rows = ['<!DOCTYPE html><html lang="en"><head>']
     rows.append(f'<meta name="pypi:repository-version" content="{version_of_api(files, told)}">')
     for name, value in told.get("project-status", {}).items():
@@ -178,7 +184,7 @@ def in_html(title: str, files: Sequence[tuple[str, File]], told: Mapping[str, An
             said.append(f'data-yanked="{escape("" if yanked is True else yanked)}"')
         if "gpg-sig" in file.told:
             said.append(f'data-gpg-sig="{str(file.told["gpg-sig"]).lower()}"')
-        rows.append(f"{index} <a {' '.join(said)}>{escape(file.name)}</a><br>\n")
+        rows.append(f"{index} <a {' '.join(said)}>{escape(file.name)}</a>{more(index, file)}<br>\n")
     rows.append("</body></html>")
     return "".join(rows)
 
@@ -287,9 +293,13 @@ class Pages:
         """
         files, told = merged(project, [(source.index, source.page()[0]) for source in sources])
         title = f"{stage.name}: links for {project}"
-        page = in_html(title, newest_first(files), told, view_way(view, stage))
         counting = {base.name for base in bases.counting(stage, project)}
         mirrors = [base.name for base in stage.sro() if base.ixconfig["type"] == "mirror"]
+
+        def where(index: str, file: File) -> str:
+            return f" <small>{escape(origin_of(file, index in mirrors))}, {here(view.xom, index, file)}</small>"
+
+        page = in_html(title, newest_first(files), told, view_way(view, stage), where)
         more = ""
         if counting.intersection(mirrors):
             label = "Refresh" if stage.ixconfig["type"] == "mirror" else "Refresh mirror links"
@@ -304,6 +314,22 @@ class Pages:
             if why := note(base, project):
                 more += f"<p><strong>INFO:</strong> {escape(why)}</p>"
         return page.replace("</h1>\n", f"</h1>\n{more}", 1).encode(errors="xmlcharrefreplace")
+
+
+def origin_of(file: File, is_of_mirror: bool) -> str:
+    """Return where a file comes from, in words.
+
+    The page of a mirror that devpi stored before there was our plugin has no URL.
+    """
+    if not is_of_mirror:
+        return "uploaded"
+    host = urlsplit(file.url).hostname
+    return f"of {host}" if host else "of the upstream"
+
+
+def here(xom: Any, index: str, file: File) -> str:
+    """Return whether a file is stored, in words."""
+    return "here" if on_disk(xom, f"{index}/{file.path}").is_file() else "not here yet"
 
 
 def base_of(view: Any) -> str:
