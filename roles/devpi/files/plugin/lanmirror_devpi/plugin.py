@@ -16,6 +16,7 @@ from lanmirror_devpi import (
     flat,
     held,
     mirror,
+    near,
     outside,
     own_names,
     passwords,
@@ -96,6 +97,7 @@ def devpiserver_cmdline_run(xom: Any) -> None:
     flat.install()
     outside.install()
     places.install()
+    near.install(xom)
     coming.install()
     entries.install(xom)
     held.install(xom, arguments.lanmirror_malware)
