@@ -271,14 +271,23 @@ def test_slow_client_gets_no_right_bytes_after_wrong_ones(devpi: Devpi, index: s
     assert devpi.get(path).content == content
 
 
-@pytest.mark.parametrize("wrong", [b"wrong", b"<html>Please log in</html>"], ids=["as many", "of another size"])
+def longer(origin: Origin, handler: BaseHTTPRequestHandler) -> None:
+    """Tell no length, and send more than the page tells."""
+    handler.send_response(200)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    handler.wfile.write(origin.content + b"x")
+    handler.close_connection = True
+
+
+@pytest.mark.parametrize("step", [other(b"wrong"), other(b"<html>Please log in</html>"), longer])
 def test_client_sees_nothing_of_wrong_bytes_that_show_in_time(
-    devpi: Devpi, upstream: Upstream, near: Upstream, index: str, wrong: bytes
+    devpi: Devpi, upstream: Upstream, near: Upstream, index: str, step: Step
 ) -> None:
-    # Of another size than its page tells, or so small that all of it is checked before.
-    content = b"right" if len(wrong) == len(b"right") else BIG
+    # It is so small that all of it is checked before, or it has another size than its page tells.
+    content = b"right"
     file = Both(upstream, near, content=content)
-    file.near.content = wrong
+    file.near.script = [step]
     upstream.page("six", [file.far.entry])
     path = path_of(devpi, index, "six", SDIST)
     answer = devpi.get(path)
@@ -368,6 +377,15 @@ def test_file_without_a_sha256_or_at_another_path_comes_from_where_its_page_lead
     upstream.page("six", [file.entry])
     assert devpi.get(path_of(devpi, index, "six", SDIST)).content == BIG
     assert (len(file.asked), near.asked) == (1, [])
+
+
+def test_place_that_the_page_leads_to_is_asked_once(devpi: Devpi, upstream: Upstream, name: str) -> None:
+    file = Origin(upstream, SDIST, BIG, folder(SDIST))
+    file.script = [refused(404)]
+    upstream.page("six", [file.entry])
+    devpi.mirror(f"root/{name}", upstream, files_from=[upstream.url])
+    assert devpi.get(path_of(devpi, f"root/{name}", "six", SDIST)).status_code == 404
+    assert len(file.asked) == 1
 
 
 def test_part_of_a_file_and_what_is_known_of_it_come_from_where_its_page_leads(

@@ -62,14 +62,13 @@ class Near(Bytes):
         self.url, self.near, self.upstream, self.patience = url, near, upstream, stage.timeout
         self.size: int | None = None
         self.modified, self.whole = "", True
-        self.refused: set[str] = set()
         # What is asked now and then, and what has given bytes: places, and "" for the URL of the page.
         self.place, self.left, self.gave = "", list[str](), list[str]()
         self.source = upstream(url)
 
     def open(self) -> None:
         """Wait for the beginning; the FetchError of the page's own URL where there is none."""
-        right, _ = self.wrong.in_order([place for place in self.near if place not in self.refused])
+        right, _ = self.wrong.in_order(list(self.near))
         now, failed = self.pauses.in_order(right)
         self.left, self.gave, error = [*now, "", *failed], [], None
         while self.left:
@@ -103,6 +102,8 @@ class Near(Bytes):
                     have += len(piece)
                     yield piece
             except WrongError:
+                # Of too many bytes, none may have come so far.
+                self._gives()
                 raise
             except FetchError as why:
                 self._failed(why)
@@ -158,7 +159,6 @@ class Near(Bytes):
         others = "".join(f" and {self.near.get(other, self.url)}" for other in self.gave if other != place)
         text = f"{self.near[place]}{others}: not the bytes that the page tells, which were refused: {why}"
         threadlog.error("%s", text)
-        self.refused.add(place)
         self.wrong.failed(place)
         self.told.tell_wrong(self.index, place, text)
 
