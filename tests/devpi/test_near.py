@@ -243,7 +243,7 @@ def test_wrong_bytes_break_off_the_first_client_and_the_others_get_those_of_the_
     where = both[0].near.entry["url"].partition("packages/")[0]
     said = json.loads(told.read_text())[index]["wrong"][where]
     assert said["count"] == 1
-    text = f"{both[0].near.entry['url']}: not the bytes that the page tells, which were refused: its sha256 is"
+    text = f"{both[0].near.entry['url']} did not give the bytes that the page tells: its sha256 is"
     assert text in said["why"]
     assert text in devpi.log
     places = [place for place in health.places(told) if place.index == index]
@@ -280,12 +280,15 @@ def longer(origin: Origin, handler: BaseHTTPRequestHandler) -> None:
     handler.close_connection = True
 
 
-@pytest.mark.parametrize("step", [other(b"wrong"), other(b"<html>Please log in</html>"), longer])
+# It is so small that all of it is checked before, or it has another size than its page tells.
+IN_TIME = {"small": other(b"wrong"), "of another size": other(BIG[:-1]), "longer than it says": longer}
+
+
+@pytest.mark.parametrize("why", IN_TIME)
 def test_client_sees_nothing_of_wrong_bytes_that_show_in_time(
-    devpi: Devpi, upstream: Upstream, near: Upstream, index: str, step: Step
+    devpi: Devpi, upstream: Upstream, near: Upstream, index: str, why: str
 ) -> None:
-    # It is so small that all of it is checked before, or it has another size than its page tells.
-    content = b"right"
+    content, step = BIG if why == "of another size" else b"right", IN_TIME[why]
     file = Both(upstream, near, content=content)
     file.near.script = [step]
     upstream.page("six", [file.far.entry])
@@ -295,6 +298,7 @@ def test_client_sees_nothing_of_wrong_bytes_that_show_in_time(
     assert answer.headers["Cache-Control"] == "no-store"
     assert ended(devpi, path).status_code == 204
     assert file.asked == (1, 1)
+    assert f"{file.near.entry['url']} did not give the bytes" in devpi.log
 
 
 def test_parts_of_two_places_that_make_no_file_are_not_kept(devpi: Devpi, index: str, both: list[Both]) -> None:
@@ -306,7 +310,7 @@ def test_parts_of_two_places_that_make_no_file_are_not_kept(devpi: Devpi, index:
     assert devpi.get(path).content == BIG
     # The rest, and then the whole.
     assert [each.get("Range") for each in both[0].far.asked] == ["bytes=300000-", None]
-    assert f"{both[0].near.entry['url']} and {both[0].far.entry['url']}: not the bytes" in devpi.log
+    assert f"{both[0].near.entry['url']} and {both[0].far.entry['url']} did not give the bytes" in devpi.log
 
 
 def test_file_that_is_wrong_everywhere_is_refused_as_before(devpi: Devpi, index: str, both: list[Both]) -> None:

@@ -355,7 +355,9 @@ def test_replica_has_the_files_of_a_near_place_from_its_primary(
     second.file("six-1.0.tar.gz", b"1.0", folder)
     primary.mirror(f"root/{name}", upstream, files_from=[second.url])
     in_sync(primary, replica)
-    assert replica.get(path_of(replica, f"root/{name}", "six", "six-1.0.tar.gz")).content == b"1.0"
+    path = path_of(replica, f"root/{name}", "six", "six-1.0.tar.gz")
+    assert replica.get(path).content == b"1.0"
+    assert primary.get(f"/+lanmirror/stored{path}").status_code == 204
     assert (upstream.paths(), second.paths()) == (["/simple/six/"], [f"{folder}/six-1.0.tar.gz"])
 
 

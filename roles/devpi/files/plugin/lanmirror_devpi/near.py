@@ -30,12 +30,11 @@ def urls_of(stage: Any, url: str, hashes: Mapping[str, str]) -> dict[str, str]:
 
     Args:
         stage: The mirror.
-        url: Of the file, as its page tells it.
+        url: Of the file, as its page tells it; on a replica, of its primary, which has no such path.
         hashes: What its bytes must have, by algorithm.
     """
     found = PACKAGES.fullmatch(urlsplit(url).path)
-    # A replica has its files from its primary.
-    if found is None or "sha256" not in hashes or stage.xom.is_replica():
+    if found is None or "sha256" not in hashes:
         return {}
     near = {place: place + found[1] for place in stage.ixconfig.get(outside.FILES_FROM, ())}
     return {place: there for place, there in near.items() if there != url}
@@ -157,7 +156,7 @@ class Near(Bytes):
         """Take note that the bytes of a place were wrong; of several, nobody knows whose."""
         place = place or self.place
         others = "".join(f" and {self.near.get(other, self.url)}" for other in self.gave if other != place)
-        text = f"{self.near[place]}{others}: not the bytes that the page tells, which were refused: {why}"
+        text = f"{self.near[place]}{others} did not give the bytes that the page tells: {why}"
         threadlog.error("%s", text)
         self.wrong.failed(place)
         self.told.tell_wrong(self.index, place, text)
