@@ -7,6 +7,7 @@ import json
 import resource
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -217,6 +218,25 @@ def test_next_near_place_is_asked_in_order_and_who_was_left_alone_last_of_all(
     files[1].far.script = [note("far", refused(404))]
     assert devpi.get(after).content == BIG
     assert asked[3:] == ["far", "near", "second"]
+
+
+def test_place_that_is_back_is_used_again(
+    start_devpi: Callable[..., Devpi], upstream: Upstream, near: Upstream, tmp_path: Path
+) -> None:
+    devpi = start_devpi(lanmirror_host_pause=2, lanmirror_upstreams=str(tmp_path / "told"))
+    files = [Both(upstream, near, f"six-{version}.0.tar.gz") for version in range(3)]
+    upstream.page("six", [file.far.entry for file in files])
+    devpi.mirror("root/pypi", upstream, files_from=[f"{near.url}/pypi/"])
+    files[0].near.script = [refused(503)]
+    said = []
+    for file in files:
+        assert devpi.get(path_of(devpi, "root/pypi", "six", file.near.name)).content == BIG
+        said += [place.why for place in health.places(tmp_path / "told")]
+        if file is files[0]:
+            time.sleep(2)
+    assert [file.asked for file in files] == [(1, 1), (1, 0), (1, 0)]
+    assert said == ["the upstream answers 503", "", ""]
+    devpi.stop()
 
 
 # ---- wrong bytes ------------------------------------------------------------------------------------------------
