@@ -61,11 +61,11 @@ class Upstream:
         headers = {"Content-Type": JSON}
         self.answer[f"/simple/{project}/"] = 200, headers, json.dumps(page).encode()
 
-    def file(self, name: str, content: bytes, **more: Any) -> dict[str, Any]:
-        """Have a file, and return its entry for a page."""
-        self.answer[f"/files/{name}"] = 200, {"Content-Type": "application/octet-stream"}, content
+    def file(self, name: str, content: bytes, folder: str = "/files", /, **more: Any) -> dict[str, Any]:
+        """Have a file in a folder, and return its entry for a page."""
+        self.answer[f"{folder}/{name}"] = 200, {"Content-Type": "application/octet-stream"}, content
         hashes = {"sha256": hashlib.sha256(content).hexdigest()}
-        return {"filename": name, "url": f"{self.url}/files/{name}", "hashes": hashes, "size": len(content), **more}
+        return {"filename": name, "url": f"{self.url}{folder}/{name}", "hashes": hashes, "size": len(content), **more}
 
     def plain(self, path: str) -> Answer:
         """Return the answer for a path that has one ready."""

@@ -24,14 +24,15 @@ Step = Callable[["Origin", BaseHTTPRequestHandler], None]
 class Origin:
     """A file: each request is answered by the next step of its script, then by `plain`."""
 
-    def __init__(self, upstream: Upstream, name: str, content: bytes, **told: Any) -> None:
+    def __init__(self, upstream: Upstream, name: str, content: bytes, folder: str = "/files", /, **told: Any) -> None:
         """Have a file; `told` goes into its entry for a page, and a value of None takes a field out."""
-        self.upstream, self.name, self.content = upstream, name, content
-        self.entry = {key: value for key, value in (upstream.file(name, content) | told).items() if value is not None}
+        self.upstream, self.name, self.content, self.path = upstream, name, content, f"{folder}/{name}"
+        entry = upstream.file(name, content, folder) | told
+        self.entry = {key: value for key, value in entry.items() if value is not None}
         self.script: list[Step] = []
         self.ranges, self.etag = True, f'"{hashlib.sha256(content).hexdigest()[:8]}"'
         self._lock = threading.Lock()
-        upstream.answer[f"/files/{name}"] = self
+        upstream.answer[self.path] = self
 
     def __call__(self, handler: BaseHTTPRequestHandler) -> None:
         with self._lock:
@@ -41,8 +42,7 @@ class Origin:
     @property
     def asked(self) -> list[dict[str, str]]:
         """The headers of all requests that were for bytes."""
-        path = f"/files/{self.name}"
-        return [headers for method, asked, headers in self.upstream.asked if (method, asked) == ("GET", path)]
+        return [headers for method, asked, headers in self.upstream.asked if (method, asked) == ("GET", self.path)]
 
     def send(
         self, handler: BaseHTTPRequestHandler, body: bytes, *, status: int = 200, length: int = -1, **headers: str

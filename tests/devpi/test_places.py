@@ -346,6 +346,21 @@ def test_replica_has_the_pages_and_the_files_of_the_fallback(
     assert second.paths().count("/files/six-1.0.tar.gz") == 1
 
 
+def test_replica_has_the_files_of_a_near_place_from_its_primary(
+    pair: tuple[Devpi, Devpi], upstream: Upstream, second: Upstream, name: str
+) -> None:
+    primary, replica = pair
+    folder = f"/packages/00/11/{'2' * 60}"
+    upstream.page("six", [upstream.file("six-1.0.tar.gz", b"1.0", folder)])
+    second.file("six-1.0.tar.gz", b"1.0", folder)
+    primary.mirror(f"root/{name}", upstream, files_from=[second.url])
+    in_sync(primary, replica)
+    path = path_of(replica, f"root/{name}", "six", "six-1.0.tar.gz")
+    assert replica.get(path).content == b"1.0"
+    assert primary.get(f"/+lanmirror/stored{path}").status_code == 204
+    assert (upstream.paths(), second.paths()) == (["/simple/six/"], [f"{folder}/six-1.0.tar.gz"])
+
+
 def test_stage_on_such_a_mirror_has_its_pages(devpi: Devpi, upstream: Upstream, second: Upstream, name: str) -> None:
     upstream.answer["/simple/six/"] = 503, {}, b""
     second.page("six", files(second, "1.0"))

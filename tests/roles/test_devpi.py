@@ -294,6 +294,30 @@ def test_module_writes_the_official_url_into_a_list_and_sees_its_order() -> None
     assert [str(change) for change in devpi.plan(done, turned, remove=False)] == ["change root/pypi: fallback_urls"]
 
 
+def test_files_come_from_the_places_of_the_index_or_of_all() -> None:
+    indexes = evaluate(
+        "devpi",
+        "{{ __devpi_indexes }}",
+        devpi_files_from=["https://a.example.org/pypi", "https://b.example.org/"],
+        devpi_indexes={
+            "root/x": {"type": "mirror", "official": True, "files_from": []},
+            "root/y": {"type": "mirror", "official": True, "fallback_urls": ["https://c.example.org", "official"]},
+            "root/z": {"type": "stage"},
+        },
+    )
+    everywhere = ["https://a.example.org/pypi/", "https://b.example.org/"]
+    assert [indexes[f"root/{name}"].get("files_from") for name in ("pypi", "x", "y", "z")] == [
+        everywhere,
+        [],
+        everywhere,
+        None,
+    ]
+    # As devpi stores them, or each run would change them.
+    assert indexes["root/y"]["fallback_urls"] == ["https://c.example.org/", "official"]
+    turned = {"root/pypi": {**indexes["root/pypi"], "files_from": everywhere[::-1]}}
+    assert [str(change) for change in devpi.plan(indexes, turned, remove=False)] == ["change root/pypi: files_from"]
+
+
 def test_official_upstream_is_devpis_own() -> None:
     settings = evaluate("devpi", "{{ __devpi_indexes['root/pypi'] }}")
     assert settings == {
@@ -306,6 +330,7 @@ def test_official_upstream_is_devpis_own() -> None:
         "flat": False,
         "file_hosts": [],
         "fallback_urls": [],
+        "files_from": [],
         "min_age_days": 0,
         "min_age_undated": "hidden",
         "block": "",
@@ -424,6 +449,8 @@ CUSTOM = {"devpi_upstream": "custom", "devpi_mirror_url": "https://mirror.exampl
         {"devpi_address": "2001:db8::1"},
         {"devpi_malware_list": "https://lists.example.org/all.zip"},
         {"devpi_malware_list": "/srv/malware"},
+        {"devpi_files_from": ["https://a.example.org", "http://10.0.0.5:8080/pypi/"]},
+        {"devpi_files_from": ["https://a.example.org/packages/pypi/"]},
         {"devpi_min_age_days": "14", "devpi_min_age_undated": "shown"},
         {"devpi_block": ["*", "Evil", "pkg>=2,<2.3"], "devpi_allow": ["numpy==2.*"]},
         {
@@ -455,6 +482,15 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
         ({"devpi_upstream": ["https://u:secret@a.example.org/"]}, ["devpi_upstream has", "//***@", "password"]),
         ({"devpi_upstream": ["https://a.example.org/s", "https://a.example.org/s/"]}, ["devpi_upstream", "twice"]),
         ({"devpi_upstream": ["pypi", "custom"]}, ["devpi_mirror_url", '""', "http://"]),
+        ({"devpi_files_from": "https://a.example.org/"}, ["devpi_files_from is", "a list of URLs", "INI inventory"]),
+        ({"devpi_files_from": None}, ["devpi_files_from is null", "a list of URLs"]),
+        ({"devpi_files_from": ["ftp://a.example.org/"]}, ['devpi_files_from has "ftp://', "packages/", "http://"]),
+        ({"devpi_files_from": ["tuna"]}, ['devpi_files_from has "tuna"', "URL below which packages/ stands"]),
+        ({"devpi_files_from": [7]}, ['devpi_files_from has "7"', "URL below which packages/ stands"]),
+        ({"devpi_files_from": ["https://u:secret@a.example.org/"]}, ["devpi_files_from has", "//***@", "password"]),
+        ({"devpi_files_from": ["http://a.example.org/p/packages"]}, ["devpi_files_from", '"http://a.example.org/p/"']),
+        ({"devpi_files_from": ["http://a.example.org/simple/"]}, ["devpi_files_from", '"http://a.example.org/"']),
+        ({"devpi_files_from": ["http://a.example.org", "http://a.example.org/"]}, ["devpi_files_from has", "twice"]),
         ({**CUSTOM, "devpi_mirror_url": "mirror.example.org/simple"}, ['"mirror.example.org/simple"', "https://"]),
         ({**CUSTOM, "devpi_mirror_url": "https://u:hush@m.example.org/simple"}, ["//***@m.example.org", "password"]),
         ({"devpi_mirror_url": "https://m.example.org/simple"}, ["devpi_mirror_url", '"pypi"', "custom"]),
@@ -499,6 +535,15 @@ def test_good_input_is_accepted(variables: dict[str, Any]) -> None:
             {"devpi_indexes": {"root/pypi": {"fallback_urls": ["https://u:secret@a.example.org/"]}}},
             ["root/pypi", "//***@", "fallback_urls", "password"],
         ),
+        (
+            {"devpi_indexes": {"root/pypi": {"files_from": "https://a.example.org/"}}},
+            ["root/pypi has files_from", "a list of texts"],
+        ),
+        (
+            {"devpi_indexes": {"root/pypi": {"files_from": ["https://u:secret@a.example.org/"]}}},
+            ["root/pypi has files_from", "//***@", "password"],
+        ),
+        ({"devpi_indexes": {"root/x": {"type": "stage", "files_from": []}}}, ["root/x is a stage", "files_from"]),
         (
             {"devpi_indexes": {"root/x": {"type": "mirror", "official": True, "fallback_urls": ["official"]}}},
             ["root/x", '"official" twice'],

@@ -90,6 +90,9 @@ ROWS: dict[str, Row] = {
     ),
     # ---- devpi
     "devpi-upstream": pypi("devpi_upstream", '"pipy"', "tuna", devpi_upstream="pipy"),
+    "devpi-files-from": pypi(
+        "devpi_files_from", '"http://m.example.org/"', devpi_files_from=["http://m.example.org/packages/"]
+    ),
     "devpi-port-word": pypi("devpi_port", "http", devpi_port="http"),
     "devpi-port-low": pypi("devpi_port", "80", "1024 to 65532", devpi_port=80),
     "devpi-switch": pypi("devpi_remove_undeclared", "maybe", devpi_remove_undeclared="maybe"),

@@ -118,6 +118,7 @@ MIRROR = {
     "block",
     "fallback_urls",
     "file_hosts",
+    "files_from",
     "flat",
     "min_age_days",
     "min_age_undated",
@@ -139,12 +140,17 @@ LISTS = {
     "block",
     "fallback_urls",
     "file_hosts",
+    "files_from",
     "mirror_whitelist",
 }
 # The official index in a list of URLs; module devpi_indexes has its URL from devpi.
 OFFICIAL = "official"
 # Lists of rules: devpi stores each as one text, a rule a line.
 RULES = ("allow", "block")
+# Lists of URLs: devpi stores each with a slash at its end.
+PLACES = ("fallback_urls", "files_from")
+# What stands below an entry of `files_from`, and is no part of it.
+BELOW = re.compile(r"/(packages|simple)/*$")
 # The most that each number of an index may be, None for no limit.
 INDEX_NUMBERS = {"min_age_days": 36500, "mirror_cache_expiry": None}
 INDEX_SWITCHES = {
@@ -257,6 +263,21 @@ def _upstream_problem(value: Any, custom: Any) -> str:
     return ""
 
 
+def _place_problem(urls: Sequence[Any]) -> str:
+    """Return what is wrong with the places of `files_from`, with the entry; "" for nothing."""
+    allowed = "it must be the URL below which packages/ stands"
+    for url in urls:
+        if not isinstance(url, str) or not PUBLIC_URL.fullmatch(url):
+            form = "with http:// or https:// and without a password, which devpi would show to everybody"
+            return f"{_shown(url)}: {allowed}, {form}"
+        if end := BELOW.search(url):
+            return f'{_shown(url)}: {allowed}, which is "{url[: end.start() + 1]}"'
+    places = [url.rstrip("/") for url in urls]
+    if twice := sorted({place for place in places if places.count(place) > 1}):
+        return f"{_shown(twice[0])} twice: each place is asked once, take one of them out"
+    return ""
+
+
 def devpi_upstream_urls(value: Any, known: Mapping[str, str]) -> list[str]:
     """Return the URLs of `devpi_upstream` in order, with a slash at the end; "official" for the official index.
 
@@ -302,6 +323,16 @@ def _of_lists(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         wrong = [f"{_shown(rule)}: {why}" for rule in rules if (why := _rule_problem(rule))]
         if wrong:
             yield name, f"{name} has {'; '.join(wrong)}"
+    urls = given["devpi_files_from"]
+    if not isinstance(urls, list):
+        yield (
+            "devpi_files_from",
+            f"devpi_files_from is {_shown(urls)}: it must be a list of URLs below which packages/ stands, for example "
+            "[https://mirror.example.org/pypi/]; in an INI inventory "
+            "devpi_files_from=['https://mirror.example.org/pypi/']",
+        )
+    elif problem := _place_problem(urls):
+        yield "devpi_files_from", f"devpi_files_from has {problem}"
     address = given["devpi_address"]
     try:
         if address != "":
@@ -402,6 +433,9 @@ def devpi_declared(indexes: Mapping[str, Settings], pypi: Settings, mirror: Sett
         for key in RULES:
             if isinstance(done[name].get(key), list):
                 done[name][key] = "\n".join(rule.strip() for rule in done[name][key])
+        for key in PLACES:
+            if key in done[name]:
+                done[name][key] = [url if url == OFFICIAL else f"{url.rstrip('/')}/" for url in done[name][key]]
     return done
 
 
@@ -564,6 +598,8 @@ def _of_value(key: str, value: Any) -> Iterator[str]:
         yield from (
             f'"{host}" in {key}: it must be a host or host:port' for host in value if not FILE_HOST.fullmatch(host)
         )
+    elif key == "files_from" and (problem := _place_problem(value)):
+        yield f"{key} {problem}"
     elif key == "fallback_urls":
         for url in value:
             if url != OFFICIAL and not PUBLIC_URL.fullmatch(url):

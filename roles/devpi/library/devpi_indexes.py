@@ -60,8 +60,8 @@ options:
       - Settings by user/index, in devpi's own words.
       - With C(official) true, C(mirror_url) and C(mirror_web_url_fmt) are those that devpi was made with.
       - In C(fallback_urls), C(official) is the URL of that upstream.
-      - C(fallback_urls), C(flat), C(file_hosts), C(min_age_days), C(min_age_undated), C(block) and C(allow) are
-        settings that our plugin adds to devpi; the last two are texts with a rule a line.
+      - C(fallback_urls), C(files_from), C(flat), C(file_hosts), C(min_age_days), C(min_age_undated), C(block) and
+        C(allow) are settings that our plugin adds to devpi; the last two are texts with a rule a line.
     type: dict
     required: true
   users:
@@ -129,6 +129,8 @@ Settings = dict[str, Any]
 RULES = ("allow", "block")
 # Settings by which a mirror hides files.
 HIDING = (*RULES, "min_age_days", "min_age_undated")
+# Lists whose order matters.
+ORDERED = ("bases", "fallback_urls", "files_from")
 
 
 class DevpiError(Exception):
@@ -191,9 +193,9 @@ def in_order(indexes: Mapping[str, Settings]) -> list[str]:
 
 
 def same(key: str, one: Any, other: Any) -> bool:
-    """Return whether two values of a setting mean the same; of bases and upstreams the order matters."""
+    """Return whether two values of a setting mean the same; of bases and of places the order matters."""
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return list(one) == list(other) if key in {"bases", "fallback_urls"} else sorted(one) == sorted(other)
+        return list(one) == list(other) if key in ORDERED else sorted(one) == sorted(other)
     return bool(one == other)
 
 

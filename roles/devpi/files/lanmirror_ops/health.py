@@ -66,7 +66,7 @@ def _time(at: float) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """One of several places that an index has its pages from.
+    """One of several places that an index has its pages or its files from.
 
     Attributes:
         index: user/index.

@@ -17,6 +17,7 @@ database, so replicas, backups and upgrades carry it.
     outside.py   the HTTP client for upstreams, which goes nowhere inside; the setting `file_hosts`
     entries.py   devpi's entries of files that nobody has fetched: made up from the page
     sources.py   the bytes of a file: checked, and going on where an upstream broke off
+    near.py      the bytes of a file from the places of the setting `files_from`
     fetch.py     downloads: one for each file at a time
     answers.py   the answers to requests for a file: stored, as it comes, or a part of it
     keep.py      how a file, and the metadata of a wheel, is got and stored
@@ -28,7 +29,7 @@ database, so replicas, backups and upgrades carry it.
     own_names.py uploads of a name that a mirror below the index has
     malware.py   the list of known malware; pure
     osv.py       that list in the form of OSV's API, for uv's own check
-    places.py    several upstreams: the setting `fallback_urls`, and the pauses of hosts that fail
+    places.py    several upstreams: `fallback_urls` and `files_from`, and the pauses of hosts that fail
     flat.py      the setting `flat`: an upstream of one page
     setting.py   makes such settings
     told.py      which upstreams answer, for the watchdog

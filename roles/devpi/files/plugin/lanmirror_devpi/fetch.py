@@ -2,7 +2,8 @@
 
 A download runs in a thread of its own and writes to a temporary file. The first client gets the bytes as they come, at
 its own speed, but for the last ones: those come when size and hash are right. Otherwise its connection is broken off,
-so that nobody takes what it has for the whole. All others wait for the end.
+so that nobody takes what it has for the whole. All others wait for the end: where wrong bytes came and there is another
+place, the download begins anew with that one.
 
 Where a file cannot be stored (a full disk), each client gets the bytes by itself, checked in the same way.
 
@@ -27,7 +28,7 @@ from typing import Any, BinaryIO
 
 from devpi_server.log import thread_push_log, threadlog
 
-from lanmirror_devpi.sources import HELD, BrokenOff, Bytes, Check, FetchError, checked, held_back
+from lanmirror_devpi.sources import HELD, BrokenOff, Bytes, Check, FetchError, WrongError, checked, held_back
 
 PIECE = 256 << 10
 # How many downloads run at a time; others queue.
@@ -85,6 +86,8 @@ class Download:
     modified: str = ""
     have: int = 0
     right: bool = False
+    # Whether the first client has bytes that were wrong.
+    broken: bool = False
     # The temporary file, opened for the first client.
     file: BinaryIO | None = None
     # What the first client goes on with by itself: the next bytes, those after them, and their check.
@@ -108,6 +111,14 @@ class Download:
         """Let the first client have all."""
         with self.changed:
             self.right = True
+            self.changed.notify_all()
+
+    def again(self) -> None:
+        """Begin anew: what came is wrong, and nobody may have more of it."""
+        with self.changed:
+            if sendable(self.have, self.size, right=False):
+                self.broken, self.has_reader = True, False
+            self.have, self.size, self.modified = 0, None, ""
             self.changed.notify_all()
 
     def hand_over(self, pieces: Iterator[bytes], check: Check, source: Bytes) -> bool:
@@ -134,6 +145,8 @@ class Download:
         """Wait for more than `sent` bytes that the first client may have; return how many, and whether that is all."""
         with self.changed:
             while True:
+                if self.broken:
+                    return sent, True
                 over = self.right or self.outcome is not None
                 end = sendable(self.have, self.size, right=self.right)
                 if over or end > sent:
@@ -148,7 +161,8 @@ class Download:
         """
         self.more_than(0)
         with self.changed:
-            if self.outcome is Outcome.FAILED and not sendable(self.have, self.size, right=self.right):
+            is_empty = self.outcome is Outcome.FAILED and not sendable(self.have, self.size, right=self.right)
+            if self.broken or is_empty:
                 self.has_reader = False
                 raise self.error or FetchError(HTTPStatus.BAD_GATEWAY, "it failed")
             return Reader(self)
@@ -195,11 +209,11 @@ class Reader:
             if over:
                 break
         if download.rest:
-            yield from self._by_itself(sent, *download.rest[:2])
-        elif not download.right:
+            yield from self._by_itself(sent, *download.rest)
+        elif download.broken or not download.right:
             raise BrokenOff
 
-    def _by_itself(self, sent: int, pieces: Iterator[bytes], check: Check) -> Iterator[bytes]:
+    def _by_itself(self, sent: int, pieces: Iterator[bytes], check: Check, source: Bytes) -> Iterator[bytes]:
         def stored() -> Iterator[bytes]:
             offset, end = sent, self.download.have
             while offset < end:
@@ -207,7 +221,7 @@ class Reader:
                 offset += len(piece)
                 yield piece
 
-        yield from held_back(chain(stored(), checked(pieces, check)), check)
+        yield from held_back(chain(stored(), checked(pieces, check)), check, source)
 
 
 class Alone:
@@ -218,7 +232,7 @@ class Alone:
         self.source = job.source()
         self.source.open()
         check = Check(job.hashes, self.source.size)
-        pieces = held_back(checked(iter(self.source), check), check)
+        pieces = held_back(checked(iter(self.source), check), check, self.source)
         try:
             first = next(pieces, b"")
         except BrokenOff as error:
@@ -298,8 +312,16 @@ class Downloads:
         outcome, error = Outcome.FAILED, None
         source = download.job.source()
         try:
-            source.open()
-            outcome = self._take(download, source, temporary)
+            while True:
+                source.open()
+                try:
+                    outcome = self._take(download, source, temporary)
+                    break
+                except WrongError as why:
+                    if not source.refuse(str(why)):
+                        raise
+                download.again()
+                temporary.unlink()
         except FetchError as why:
             error = why
             threadlog.error("%s: %s", download.job.path, why)

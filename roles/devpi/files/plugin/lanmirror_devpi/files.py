@@ -37,7 +37,7 @@ from lanmirror_devpi.answers import ACCEL, METADATA, WORDS, Later, Wanted, heade
 from lanmirror_devpi.fetch import Downloads, Outcome
 from lanmirror_devpi.keep import hashes_of, metadata_in, wanted_file, wanted_metadata
 from lanmirror_devpi.replace import replace
-from lanmirror_devpi.sources import Check, FetchError, checked
+from lanmirror_devpi.sources import Check, FetchError, WrongError, checked
 
 STATUS = "X-Lanmirror-Status"
 UNPRINTABLE = re.compile(r"[^ -~]")
@@ -212,13 +212,23 @@ def iter_fetch_remote_file(stage: Any, entry: Any, url: Any) -> Iterator[Any]:
     source = wanted.job.source()
     try:
         source.open()
-        check = Check(wanted.job.hashes, source.size)
         yield {}
         with entry.file_new_open() as file:
-            for piece in checked(iter(source), check):
-                file.write(piece)
-                yield piece
-            digests = filestore.Digests(check.digests())
+            while True:
+                check = Check(wanted.job.hashes, source.size)
+                try:
+                    for piece in checked(iter(source), check):
+                        file.write(piece)
+                        yield piece
+                    digests = filestore.Digests(check.digests())
+                    break
+                except WrongError as error:
+                    if not source.refuse(str(error)):
+                        raise
+                # Who pushes a file reads none of these bytes.
+                file.seek(0)
+                file.truncate()
+                source.open()
             new = xom.filestore.get_file_entry_from_key(entry.key)
             if new.has_existing_metadata():
                 new.file_set_content_no_meta(file, hashes=digests)

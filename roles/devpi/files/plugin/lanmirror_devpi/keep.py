@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 from devpi_server import filestore
 from devpi_server.log import threadlog
 
-from lanmirror_devpi import coming, entries, outside
+from lanmirror_devpi import coming, entries, near, outside
 from lanmirror_devpi.answers import METADATA, Wanted, on_disk
 from lanmirror_devpi.fetch import Job, Outcome
 from lanmirror_devpi.sources import Bytes, FetchError, FirstOf, Ready, Upstream
@@ -42,23 +42,15 @@ def wanted_file(stage: Any, path: str, meta: Mapping[str, Any], known: entries.K
     meta = {**meta, "url": url}
     silence = float(xom.config.args.lanmirror_file_silence)
 
-    def upstream(url: str) -> Upstream:
+    def upstream(url: str, **more: Any) -> Upstream:
         # Without a hash, as below `+e/`, size and length are all that can be checked.
-        return Upstream(
-            client,
-            url,
-            name=name,
-            size=size,
-            checked=bool(hashes),
-            silence=silence,
-            patience=patience(xom),
-            headers=headers,
-        )
+        told: dict[str, Any] = {"name": name, "size": size, "checked": bool(hashes), "headers": headers}
+        return Upstream(client, url, **told, **{"silence": silence, "patience": patience(xom), **more})
 
     job = Job(
         path=path,
         hashes=hashes,
-        source=lambda: first_of(list(map(upstream, ways(xom, path, url)))),
+        source=source_of(stage, ways(xom, path, url), hashes, upstream),
         store=partial(store_by_the_rules, stage, path, meta, partial(store, xom, path, meta)),
         is_stored=on_disk(xom, path).is_file,
     )
@@ -95,9 +87,20 @@ def patience(xom: Any) -> float:
     return PATIENCE_WITH_PRIMARY if xom.is_replica() else 0.0
 
 
-def first_of(sources: Sequence[Bytes]) -> Bytes:
-    """Return the first source that has the bytes."""
-    return FirstOf(*sources) if len(sources) > 1 else sources[0]
+def source_of(
+    stage: Any, urls: Sequence[str], hashes: Mapping[str, str], upstream: Callable[..., Upstream]
+) -> Callable[[], Bytes]:
+    """Return what makes the bytes of a file.
+
+    Args:
+        stage: Its index.
+        urls: Its URLs, see `ways`.
+        hashes: What its bytes must have, by algorithm.
+        upstream: Makes the bytes at a URL, see near.py.
+    """
+    if places := near.urls_of(stage, urls[0], hashes):
+        return lambda: near.Near(stage, urls[0], places, upstream)
+    return lambda: FirstOf(*map(upstream, urls)) if len(urls) > 1 else upstream(urls[0])
 
 
 def hashes_of(meta: Mapping[str, Any]) -> dict[str, str]:
@@ -163,12 +166,14 @@ def wanted_metadata(stage: Any, wheel: Wanted, meta: Mapping[str, Any], promised
     parts = urlsplit(meta.get("url") or "")
     urls = ways(xom, path, urlunsplit(parts._replace(path=f"{parts.path}{METADATA}")) if parts.path else "")
 
-    def upstream(url: str) -> Upstream:
-        return Upstream(wheel.client, url, name=METADATA, size=None, checked=bool(hashes), silence=wheel.silence)
+    def upstream(url: str, **more: Any) -> Upstream:
+        told: dict[str, Any] = {"name": METADATA, "size": None, "checked": bool(hashes)}
+        return Upstream(wheel.client, url, **told, **{"silence": wheel.silence, **more})
+
+    upstreams = source_of(stage, urls, hashes, upstream)
 
     def source() -> Bytes:
-        upstreams = first_of(list(map(upstream, urls)))
-        return Made(Metadata(upstreams, hashes, wheel, meta.get("project") or "", meta.get("version") or ""))
+        return Made(Metadata(upstreams(), hashes, wheel, meta.get("project") or "", meta.get("version") or ""))
 
     job = Job(
         path=path,
@@ -195,17 +200,14 @@ class Metadata:
         if self.wheel.job.is_stored():
             return Ready(self.made())
         try:
-            self.upstream.open()
-            content = b""
-            for piece in self.upstream:
-                content += piece
-                if len(content) > MAX_METADATA:
-                    raise FetchError(HTTPStatus.NOT_FOUND, f"it is larger than {MAX_METADATA >> 20} MiB")
-            if all(
-                filestore.get_hashes(content, hash_types=(name,))[name] == self.hashes[name] for name in self.hashes
-            ):
-                return Ready(content, self.upstream.modified)
-            why = "it has not the hash that its page tells"
+            content, why = b"", ""
+            while not why or self.upstream.refuse(why):
+                content = self.read()
+                if all(
+                    filestore.get_hashes(content, hash_types=(name,))[name] == self.hashes[name] for name in self.hashes
+                ):
+                    return Ready(content, self.upstream.modified)
+                why = "it has not the hash that its page tells"
         except FetchError as error:
             if error.status != HTTPStatus.NOT_FOUND:
                 raise
@@ -215,6 +217,16 @@ class Metadata:
         threadlog.warn("%s is made from the wheel: %s", f"{self.wheel.name}{METADATA}", why)
         return Ready(self.made())
 
+    def read(self) -> bytes:
+        """Return it as the upstream gives it."""
+        self.upstream.open()
+        content = b""
+        for piece in self.upstream:
+            content += piece
+            if len(content) > MAX_METADATA:
+                raise FetchError(HTTPStatus.NOT_FOUND, f"it is larger than {MAX_METADATA >> 20} MiB")
+        return content
+
     def made(self) -> bytes:
         """Return it as it stands in the wheel."""
         download, _ = self.wheel.xom.lanmirror_downloads.start(self.wheel.job, reads=False)
@@ -223,7 +235,7 @@ class Metadata:
         return metadata_in(on_disk(self.wheel.xom, self.wheel.job.path), self.project, self.version)
 
 
-class Made:
+class Made(Bytes):
     """The bytes of metadata, which are there as a whole or not at all."""
 
     whole = True

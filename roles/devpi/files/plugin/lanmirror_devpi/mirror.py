@@ -373,9 +373,9 @@ class Asker:
                 self._from_primary(stage, question) if self.xom.is_replica() else self._from_upstreams(stage, question)
             )
         except AnswerError as error:
-            self.told.tell(question.index, str(error))
+            self.told.tell(question.index, str(error), places.all_of(stage))
             return Reply(why=str(error))
-        self.told.tell(question.index, "")
+        self.told.tell(question.index, "", places.all_of(stage))
         return reply
 
     def _from_primary(self, stage: Any, question: Question) -> Reply:
@@ -408,7 +408,7 @@ class Asker:
                 why[source] = str(error)
                 # A page that is refused is of one project.
                 is_refused = isinstance(error, DisagreeError)
-                self.told.tell_place(question.index, source, "" if is_refused else str(error), question.sources)
+                self.told.tell_place(question.index, source, "" if is_refused else str(error), places.all_of(stage))
                 if isinstance(error, HostError):
                     self.pauses.failed(source)
                 if is_refused:
@@ -416,7 +416,7 @@ class Asker:
                     self.told.tell_wrong(question.index, source, str(error))
                 continue
             self.pauses.answered(source)
-            self.told.tell_place(question.index, source, "", question.sources)
+            self.told.tell_place(question.index, source, "", places.all_of(stage))
             if reply.known is None and question.known is None:
                 return replaced(reply, sure=not why)
             if reply.known is None:

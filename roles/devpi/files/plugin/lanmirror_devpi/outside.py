@@ -2,9 +2,9 @@
 
 An upstream names URLs: of files, and of redirects. One that names `http://127.0.0.1/` would have devpi fetch from its
 own machine or LAN, and give it to everybody. So what leads to an inside address is refused, unless it is the host and
-port of one of the index's upstreams (`mirror_url`, `fallback_urls`), or declared in its setting `file_hosts`. The
-address is checked that is connected to, so a name that resolves to something else a moment later does not help. Behind
-an HTTP proxy, which resolves the names itself, only addresses as such and `localhost` can be told.
+port of one of the index's upstreams (`mirror_url`, `fallback_urls`, `files_from`), or declared in its setting
+`file_hosts`. The address is checked that is connected to, so a name that resolves to something else a moment later does
+not help. Behind an HTTP proxy, which resolves the names itself, only addresses as such and `localhost` can be told.
 
 Credentials of an index go to the scheme, host and port of its `mirror_url` alone.
 """
@@ -29,7 +29,7 @@ from httpcore._backends.sync import SyncBackend
 
 from lanmirror_devpi import setting
 
-FILE_HOSTS, FALLBACK_URLS = "file_hosts", "fallback_urls"
+FILE_HOSTS, FALLBACK_URLS, FILES_FROM = "file_hosts", "fallback_urls", "files_from"
 HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)(:(?P<port>[0-9]{1,5}))?")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 # Seconds without a byte after which an answer has broken off.
@@ -261,7 +261,8 @@ def client(stage: Any) -> Client:
 
     On a replica, its own server is the primary.
     """
-    urls = (*filter(None, (own_url(stage), stage.ixconfig.get("mirror_url"))), *stage.ixconfig.get(FALLBACK_URLS, ()))
+    own = filter(None, (own_url(stage), stage.ixconfig.get("mirror_url")))
+    urls = *own, *stage.ixconfig.get(FALLBACK_URLS, ()), *stage.ixconfig.get(FILES_FROM, ())
     settings = urls, tuple(stage.ixconfig.get(FILE_HOSTS, ()))
     with lock:
         kept = clients.get(stage.name)

@@ -1,7 +1,7 @@
-"""More than one upstream: the setting `fallback_urls` of a mirror, and the pauses of hosts that fail.
+"""More than one place: the settings `fallback_urls` and `files_from` of a mirror, and the pauses of hosts that fail.
 
 `mirror_url` is the first upstream. Each of `fallback_urls` is another simple index of the same packages; they are asked
-in order where those before give nothing of use. Nothing here asks anybody.
+in order where those before give nothing of use. Each of `files_from` has files (near.py). Nothing here asks anybody.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import httpx
 
 from lanmirror_devpi import outside, setting
 
-FALLBACK_URLS = outside.FALLBACK_URLS
+FALLBACK_URLS, FILES_FROM = outside.FALLBACK_URLS, outside.FILES_FROM
 URL = re.compile(r"https?://[^\s/@,\"\\]+(/[^\s@,\"\\]*)?")
 
 
@@ -68,9 +68,14 @@ def upstreams_of(stage: Any) -> tuple[str, ...]:
     return (first, *(url for url in more if url != first))
 
 
+def all_of(stage: Any) -> tuple[str, ...]:
+    """Return the URLs that the pages and the files of a mirror come from, as these are told of."""
+    return *upstreams_of(stage), *stage.ixconfig.get(FILES_FROM, ())
+
+
 def install() -> None:
-    """Make `fallback_urls` a setting of mirrors."""
-    setting.add([FALLBACK_URLS], urls_of)
+    """Make `fallback_urls` and `files_from` settings of mirrors."""
+    setting.add([FALLBACK_URLS, FILES_FROM], urls_of)
 
 
 def urls_of(key: str, value: Any) -> list[str]:

@@ -16,6 +16,7 @@ from lanmirror_devpi import (
     flat,
     held,
     mirror,
+    near,
     osv,
     outside,
     own_names,
@@ -97,6 +98,7 @@ def devpiserver_cmdline_run(xom: Any) -> None:
     flat.install()
     outside.install()
     places.install()
+    near.install(xom)
     coming.install()
     entries.install(xom)
     held.install(xom, arguments.lanmirror_malware)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -37,6 +37,13 @@ class FetchError(Exception):
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
         self.status = int(status)
+
+
+class WrongError(FetchError):
+    """The bytes that came are not those of the file."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(HTTPStatus.BAD_GATEWAY, why)
 
 
 class BrokenOff(ClientDisconnected):
@@ -138,8 +145,12 @@ class Bytes(Protocol):
 
     def __iter__(self) -> Iterator[bytes]: ...
 
+    def refuse(self, why: str) -> bool:
+        """Hear that the bytes were wrong; return whether `open` begins anew with those of another place."""
+        return False
 
-class Upstream:
+
+class Upstream(Bytes):
     """The bytes of a file from an upstream, which may break off."""
 
     def __init__(
@@ -152,6 +163,7 @@ class Upstream:
         checked: bool,
         silence: float,
         patience: float = 0.0,
+        pauses: Sequence[float] = PAUSES,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         """Ask for a file.
@@ -164,11 +176,13 @@ class Upstream:
             checked: Whether there is a hash to check the bytes by.
             silence: Seconds without a byte after which it has broken off.
             patience: Seconds to wait for the beginning, where that is longer.
+            pauses: Before each try to go on, see PAUSES.
             headers: More of the request.
         """
         self.client, self.url, self.name, self.checked = client, url, name, checked
         self.size, self.modified, self.whole = size, "", True
         self.silence, self.patience, self.headers = silence, max(silence, patience), dict(headers or {})
+        self.pauses = pauses
         self.told_size, self.validator, self.have = size, "", 0
         self.answer: Any = None
 
@@ -228,10 +242,10 @@ class Upstream:
                         return
                     tries = 1 if self.have - before >= PROGRESS else tries + 1
                     before = max(before, self.have)
-                    if tries > len(PAUSES) or isinstance(error, RefusedError):
+                    if tries > len(self.pauses) or isinstance(error, RefusedError):
                         raise failure(error) from error
                     threadlog.warn("%s broke off after %s bytes (%s), going on", self.name, self.have, error)
-                    time.sleep(PAUSES[tries - 1] * self.silence)
+                    time.sleep(self.pauses[tries - 1] * self.silence)
                 else:
                     return
         finally:
@@ -244,7 +258,7 @@ class Upstream:
             skip -= len(piece) - len(new)
             self.have += len(new)
             if self.size is not None and self.have > self.size:
-                raise FetchError(HTTPStatus.BAD_GATEWAY, f"it has more than {self.size} bytes")
+                raise WrongError(f"it has more than {self.size} bytes")
             if new:
                 yield new
         if skip or (self.size is not None and self.have < self.size):
@@ -272,7 +286,7 @@ class Upstream:
             raise
 
 
-class Ready:
+class Ready(Bytes):
     """Bytes that are there already."""
 
     def __init__(self, content: bytes, modified: str = "") -> None:
@@ -289,7 +303,7 @@ class Ready:
         yield self.content
 
 
-class FirstOf:
+class FirstOf(Bytes):
     """The bytes of the first of several sources that has them."""
 
     def __init__(self, *sources: Bytes) -> None:
@@ -338,14 +352,14 @@ class Check:
         """Return the hashes of all bytes.
 
         Raises:
-            FetchError: They are not those of the file.
+            WrongError: They are not those of the file.
         """
         found = {name: running.hexdigest() for name, running in self._running.items()}
         for name, value in self.wanted.items():
             if found[name] != value.lower():
-                raise FetchError(HTTPStatus.BAD_GATEWAY, f"its {name} is {found[name]}, not {value}")
+                raise WrongError(f"its {name} is {found[name]}, not {value}")
         if self.size not in {None, self.have}:
-            raise FetchError(HTTPStatus.BAD_GATEWAY, f"it has {self.have} bytes, not {self.size}")
+            raise WrongError(f"it has {self.have} bytes, not {self.size}")
         return found
 
 
@@ -356,8 +370,8 @@ def checked(pieces: Iterator[bytes], check: Check) -> Iterator[bytes]:
         yield piece
 
 
-def held_back(pieces: Iterator[bytes], check: Check) -> Iterator[bytes]:
-    """Yield bytes, the last ones only when all are right; BrokenOff otherwise."""
+def held_back(pieces: Iterator[bytes], check: Check, source: Bytes) -> Iterator[bytes]:
+    """Yield the bytes of a source, the last ones only when all are right; BrokenOff otherwise."""
     held = bytearray()
     try:
         for piece in pieces:
@@ -368,5 +382,7 @@ def held_back(pieces: Iterator[bytes], check: Check) -> Iterator[bytes]:
         check.digests()
     except FetchError as error:
         threadlog.error("%s", error)
+        if isinstance(error, WrongError):
+            source.refuse(str(error))
         raise BrokenOff from error
     yield bytes(held)

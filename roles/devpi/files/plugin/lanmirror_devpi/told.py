@@ -13,8 +13,9 @@ from typing import Any
 class Told:
     """The file that says how each upstream answered last; it is written when that changes.
 
-    By index, it has `since` and `why` of all its upstreams together; where there are several, `places` has the same by
-    URL. `wrong` has by URL what was wrong last: `since`, `why` and `count`, since the start of devpi.
+    By index, it has `since` and `why` of all its upstreams together; where there are several, or near places of files,
+    `places` has the same by URL. `wrong` has by URL what was wrong last: `since`, `why` and `count`, since the start of
+    devpi. What is no place of the index any more is forgotten when another one is asked.
     """
 
     def __init__(self, path: str) -> None:
@@ -23,12 +24,16 @@ class Told:
         self._told: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
 
-    def tell(self, index: str, why: str) -> None:
-        """Write down how the upstreams of an index answered: `why` none of them did, or "" when one did."""
+    def tell(self, index: str, why: str, among: Sequence[str]) -> None:
+        """Write down how the upstreams of an index answered: `why` none of them did, or "" when one did.
+
+        `among` are all places that the index has now.
+        """
 
         def change(told: dict[str, Any]) -> bool:
+            is_less = forget_others(told, among)
             if told["why"] == why:
-                return False
+                return is_less
             told |= {"since": time.time(), "why": why}
             return True
 
@@ -38,13 +43,11 @@ class Told:
         """Write down how one of several places answered, `among` all that the index has now."""
 
         def change(told: dict[str, Any]) -> bool:
-            places = {place: about for place, about in told.get("places", {}).items() if place in among}
-            is_new = places.get(url, {}).get("why") != why
-            if is_new:
-                places[url] = {"since": time.time(), "why": why}
-            if not is_new and places == told.get("places"):
-                return False
-            told["places"] = places
+            is_less = forget_others(told, among)
+            places = told.setdefault("places", {})
+            if places.get(url, {}).get("why") == why:
+                return is_less
+            places[url] = {"since": time.time(), "why": why}
             return True
 
         self._change(index, change)
@@ -69,3 +72,11 @@ class Told:
                 new = self.path.with_name(f"{self.path.name}.new")
                 new.write_text(json.dumps(self._told), encoding="utf-8")
                 new.replace(self.path)
+
+
+def forget_others(told: dict[str, Any], among: Sequence[str]) -> bool:
+    """Forget what was told of other places than these; return whether there was something."""
+    gone = [(kind, url) for kind in ("places", "wrong") for url in told.get(kind, {}) if url not in among]
+    for kind, url in gone:
+        del told[kind][url]
+    return bool(gone)
