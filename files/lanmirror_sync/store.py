@@ -195,22 +195,17 @@ class Store:
                 file.write_text(f"{text}\n")
                 file.chmod(0o644)
 
-    def free_bytes(self, relative: PurePosixPath) -> int:
-        """Return what an ordinary user may still write to the file system that a path is on, or will be."""
-        status = os.statvfs(self._there(relative))
-        return status.f_bavail * status.f_frsize
-
     def disk(self, relative: PurePosixPath) -> int:
         """Return the number of the file system that a path is on, or will be."""
-        folder = self._there(relative)
+        folder = self.there(relative)
         number = folder.stat().st_dev
         self._disks.setdefault(number, folder)
         return number
 
-    def _there(self, relative: PurePosixPath) -> Path:
+    def there(self, relative: PurePosixPath) -> Path:
         """Return the nearest folder of a path that is there."""
         path = self.path(relative)
-        while not path.is_dir() and path != self.root:
+        while not path.is_dir():
             path = path.parent
         return path
 
