@@ -18,7 +18,7 @@ from lanmirror_sync.plan import Plan
 from lanmirror_sync.progress import amount
 from lanmirror_sync.repodata import Package
 from lanmirror_sync.shards import SUFFIX
-from lanmirror_sync.store import NoRoomError, Store
+from lanmirror_sync.store import Store
 
 GIB = 1 << 30
 ROOT = PurePosixPath()
@@ -86,8 +86,8 @@ class Balance:
 
     @property
     def lacks(self) -> int:
-        """The bytes that are too many; 0 for none."""
-        return max(self.needed - self.spare, 0)
+        """The bytes that would have to be freed; 0 for none. What is missing of `keep` is a part of it."""
+        return max(self.needed - (self.disk.free - self.keep), 0) if self.needed > 0 else 0
 
     @property
     def lacks_inodes(self) -> int:
@@ -109,10 +109,11 @@ class Balance:
 
 def disk(store: Store, path: PurePosixPath) -> Disk:
     """Return the file system that a path is on, or will be."""
-    folder = store.there(path)
+    number = store.disk(path)
+    folder = store.there(ROOT if number == store.disk(ROOT) else path)
     status = os.statvfs(folder)
     inodes = status.f_favail if status.f_files else None
-    return Disk(store.disk(path), str(folder), status.f_bavail * status.f_frsize, inodes, status.f_frsize)
+    return Disk(number, str(folder), status.f_bavail * status.f_frsize, inodes, status.f_frsize)
 
 
 def of_subdir(
@@ -240,13 +241,3 @@ def in_words(balance: Balance, min_free_gib: float) -> Iterator[str]:
             f"{where}: {balance.lacks_inodes} inodes too few on its disk: {balance.inodes} files are to come, "
             f"{balance.disk.inodes} inodes are free"
         )
-
-
-def check(config: Config, claims: Iterable[Claim]) -> None:
-    """Refuse to begin what cannot end, on each of the disks.
-
-    Raises:
-        NoRoomError: it does not fit; the message says by how much, and what would.
-    """
-    if short := shortage(config, claims):
-        raise NoRoomError(short)

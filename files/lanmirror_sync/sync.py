@@ -177,7 +177,8 @@ class Run:
         with self._fence(str(work.path), work):
             from lanmirror_sync import room  # noqa: PLC0415 - as in `_check_room`
 
-            room.check(self._mirror.config, work.claims(store, packages=False))
+            if short := room.shortage(self._mirror.config, work.claims(store, packages=False)):
+                raise NoRoomError(f"{work.path}: no room for the index: {short}")
             if not self._desk.publish_complete(work):
                 log.info("%s: another run published an index meanwhile; the upstream is asked again", work.path)
                 del self._works[str(work.path)]
@@ -284,7 +285,8 @@ class Run:
         claims = [room.of_partial(store), *(claim for work in self._works.values() for claim in work.claims(store))]
         for download in self._downloads:
             claims.append(room.of_installer(store, download.owner, download.expected.size or 0))
-        room.check(self._mirror.config, claims)
+        if short := room.shortage(self._mirror.config, claims):
+            raise NoRoomError(short)
 
     # ---- from there to here ----------------------------------------------------------------------------
 
