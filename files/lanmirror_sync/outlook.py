@@ -25,7 +25,7 @@ BIGGEST = 20
 # How a part stands.
 NEW, UNCHANGED, ABSENT, FAILED = "to do", "unchanged", "not there", "failed"
 HEAD = ("", "hold", "to be held", "here", "to fetch", "on demand", "surplus", "new inodes", "")
-DURATIONS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
+DURATIONS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 
 
 class Sum(msgspec.Struct, frozen=True, rename={"size": "bytes"}):
@@ -328,4 +328,5 @@ def _time(outlook: Outlook) -> str:
 def duration(seconds: float) -> str:
     """Return a time for people, in the unit that it is read best in."""
     length, unit = next(((length, unit) for length, unit in DURATIONS if seconds >= 2 * length), DURATIONS[-1])
-    return f"{seconds / length:.0f} {unit}"
+    count = round(seconds / length)
+    return f"{count} {unit}{'s' * (count != 1)}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 
 from msgspec.structs import replace
 
@@ -61,7 +62,8 @@ class Preview:
             channels.setdefault(path.rpartition("/")[0], []).append(part)
         total = outlook.together((*subdirs.values(), *folders.values()))
         claims = [room.of_partial(self._mirror.store), *self._claims] if self._claims else []
-        balances, rate = room.balances(self._mirror.config, claims).values(), self._speed()
+        balances = sorted(room.balances(self._mirror.config, claims).values(), key=lambda one: one.disk.path)
+        rate = self._speed()
         fits = all(balance.fits for balance in balances)
         return Outlook(
             outlook.FORMAT, __version__, self._now, self._options.only, subdirs,
@@ -102,7 +104,9 @@ class Preview:
         subdir, plan, packages = finding.subdir, finding.plan, finding.index.packages if finding.index else {}
         config, store, path = self._mirror.config, self._mirror.store, finding.subdir.path
         part, names = outlook.measured(subdir, packages, plan, config.exclude)
-        self._names |= {(str(subdir.channel), name): told for name, told in names.items()}
+        for name, told in names.items():
+            key = str(subdir.channel), name
+            self._names[key] = self._names.get(key, Sum()) + told
         claims: list[Claim] = []
         if not finding.settled:
             claims = [*room.of_subdir(store, path, plan, finding.size, finding.names, fetches=subdir.hold == ALL)]
@@ -114,22 +118,27 @@ class Preview:
 
     def _leaving(self, finding: Finding, plan: Plan, named: int) -> tuple[Sum, Sum]:
         """Return what of a subdir no index names or nobody wants, and what of that `--delete` takes now."""
-        if finding.subdir.hold == ALL and not plan.orphans:
-            return Sum(), Sum()
-        here = {name: size for name, size, _ in self._mirror.store.files(finding.subdir.path, PACKAGE_SUFFIXES)}
-        none = finding.subdir.hold == NONE
-        names, unwanted = (list(here), {*here}) if none else (plan.orphans, plan.unwanted)
-        total = len(here) if none else named + len(names)
-        return self._goes(str(finding.subdir.path), names, unwanted, total, here)
+        path = finding.subdir.path
+        if finding.subdir.hold == ALL:
+            sizes = {name: self._size(path / name) for name in plan.orphans}
+            return self._goes(str(path), plan.orphans, plan.unwanted, named + len(plan.orphans), sizes)
+        here = {name: size for name, size, _ in self._mirror.store.files(path, PACKAGE_SUFFIXES)}
+        return self._goes(str(path), here, here, len(here), here)
+
+    def _size(self, file: PurePosixPath) -> int:
+        try:
+            return self._mirror.store.path(file).stat(follow_symlinks=False).st_size
+        except FileNotFoundError:  # a sync beside this one has just deleted it
+            return 0
 
     def _goes(
-        self, folder: str, names: Collection[str], unwanted: Collection[str], total: int, sizes: dict[str, int]
+        self, folder: str, names: Collection[str], unwanted: Collection[str], total: int, sizes: Mapping[str, int]
     ) -> tuple[Sum, Sum]:
         """Return files of a folder that are due to go, and those that `--delete` takes now; see `leaving`."""
         config = self._mirror.config
         _, expired = due(self._mirror.memory.orphans(folder), names, self._now, config.delete_grace_hours)
         gone, _ = leaving(expired, unwanted, total, config.max_delete)
-        surplus, delete = (Sum(len(some), sum(sizes.get(name, 0) for name in some)) for some in (names, gone))
+        surplus, delete = (Sum(len(some), sum(sizes[name] for name in some)) for some in (names, gone))
         return surplus, delete
 
     def _of_installers(self) -> dict[str, Part]:

@@ -126,7 +126,7 @@ def of_subdir(
         path: the subdir.
         plan: what it needs.
         size: of the unpacked index, bytes.
-        names: how many package names there are, each of which has a shard.
+        names: how many package names are published, each of which has a shard.
         fetches: whether its packages are fetched.
         index: whether its index is yet to be published.
     """

@@ -32,7 +32,7 @@ class Finding:
         sent: the index; its data is None where it is what was sent the last time.
         index: None where it was put away, to be read again when it is published.
         size: of the unpacked index in bytes.
-        names: how many package names it has.
+        names: how many package names are published of it.
         plan: what is needed before that.
         urls: where its packages are to be had, the best first.
         beside: whence the files beside the index are to be had.
@@ -253,7 +253,7 @@ class Survey:
         refused = tuple(f"{path}: {name!r} is refused: {reason}" for name, reason in index.refused.items())
         return Finding(
             subdir, search.standing, candidate.sent, index, candidate.size,
-            len({package.name for package in index.packages.values()}), plan, urls,
+            len({package.name for name, package in index.packages.items() if name not in plan.excluded}), plan, urls,
             replace(subdir, index_urls=(place, *others)), refused,
         )  # fmt: skip
 

@@ -185,12 +185,16 @@ def test_what_was_never_verified_is_to_be_hashed(lab: Lab) -> None:
 
 
 def test_biggest_names_come_first_and_are_twenty(lab: Lab) -> None:
-    specs = [channel.Spec("huge", f"{n}.0", subdir="linux-64", files={"x": channel.noise(9000, n)}) for n in range(3)]
+    specs = [
+        channel.Spec("huge", f"{n}.0", subdir=arch, files={"x": channel.noise(9000, n)})
+        for n, arch in enumerate(("linux-64", "linux-64", "noarch"))
+    ]
     channel.publish(lab.tree / "pkgs/main", *specs)
     lab.settings["cloud"] = ["conda-forge/linux-64"]
     plan = lab.plan()
     assert len(plan["biggest"]) == BIGGEST
-    sizes = [record["size"] for name, record in records(lab, LINUX).items() if name.startswith("huge-")]
+    here = {**records(lab, LINUX), **records(lab, NOARCH)}
+    sizes = [record["size"] for name, record in here.items() if name.startswith("huge-")]
     assert plan["biggest"][0] == {"channel": "pkgs/main", "name": "huge", "files": 3, "bytes": sum(sizes)}
     order = [one["bytes"] for one in plan["biggest"]]
     assert order == sorted(order, reverse=True)
@@ -441,6 +445,15 @@ def test_sums_of_parts_and_the_order_of_names() -> None:
     assert [one.name for one in biggest({("c", "b"): Sum(1, 5), ("c", "a"): Sum(9, 5), ("c", "z"): Sum(1, 6)})] == [
         "z", "a", "b",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "0 seconds"), (1.2, "1 second"), (119, "119 seconds"), (120, "2 minutes"), (7199, "120 minutes"),
+     (7200, "2 hours"), (200_000, "2 days"), (100_000, "28 hours")],
+)  # fmt: skip
+def test_times_are_told_in_the_unit_that_they_are_read_best_in(seconds: float, words: str) -> None:
+    assert outlook.duration(seconds) == words
 
 
 sizes = st.integers(0, 6)
