@@ -29,6 +29,7 @@ Data goes one way through these modules:
     sync       a run: survey, fetch, publish, delete
     preview    what a run would do
       outlook  pure: the same in figures, as JSON and as tables
+      planned  the indexes that it read, for the sync after it
     verify     what is held is hashed again; `proof` holds the formats against each other
     status     status.json, mirrorz.json, metrics
       kept     what `lanmirror_cache` tells of the web server's cache on demand

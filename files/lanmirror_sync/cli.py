@@ -20,7 +20,7 @@ from lanmirror_sync.memory import Memory
 from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.progress import PlainProgress, TerminalProgress, amount
 from lanmirror_sync.report import discreet, in_words, is_everybodys
-from lanmirror_sync.store import INDEXES, PACKAGES, LockedError, NoRoomError, Store
+from lanmirror_sync.store import INDEXES, PACKAGES, PLAN, LockedError, NoRoomError, Store
 from lanmirror_sync.upstream import begin_searches
 
 EXIT_CODES = """\
@@ -215,7 +215,7 @@ def _prepare(store: Store) -> None:
 def _plan(config: Config, arguments: argparse.Namespace, progress: PlainProgress | TerminalProgress) -> int:
     """Print what a sync would do, for people or as JSON."""
     speed = rate("--rate", arguments.rate)
-    store = Store(config.working_dir)
+    store = Store(config.working_dir, PLAN)
     with Memory(store.memory_file, read_only=True) as memory, Fetcher(config) as fetcher:
         mirror = Mirror(config, store, memory)
         searches = begin_searches(mirror, arguments.only, fetcher)

@@ -1,4 +1,4 @@
-"""`plan`: what a sync would do, in figures. Indexes are read, and nothing is written."""
+"""`plan`: what a sync would do, in figures. Indexes are read and kept for it; nothing that is served is touched."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from msgspec.structs import replace
 
-from lanmirror_sync import __version__, installers, listing, outlook, room
+from lanmirror_sync import __version__, installers, listing, outlook, planned, room
 from lanmirror_sync.answers import UnreachableError
 from lanmirror_sync.config import ALL, NONE, Options
 from lanmirror_sync.fetch import Fetcher
@@ -103,6 +103,8 @@ class Preview:
         """Return a subdir in figures."""
         subdir, plan, packages = finding.subdir, finding.plan, finding.index.packages if finding.index else {}
         config, store, path = self._mirror.config, self._mirror.store, finding.subdir.path
+        if packages:
+            planned.keep(store, path, finding.sent)
         part, names = outlook.measured(subdir, packages, plan, config.exclude)
         for name, told in names.items():
             key = str(subdir.channel), name

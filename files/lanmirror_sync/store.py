@@ -33,8 +33,8 @@ class NoRoomError(Exception):
 
 
 # The kinds of runs, each of which has a lock of its own, and files of its own while it writes: one that fetches
-# packages, and one that only refreshes indexes. And `watch`, which has no lock.
-PACKAGES, INDEXES, WATCH = "", "-indexes", "-watch"
+# packages, and one that only refreshes indexes. And `watch` and `plan`, which have no lock.
+PACKAGES, INDEXES, WATCH, PLAN = "", "-indexes", "-watch", "-plan"
 
 
 class Store:
@@ -42,7 +42,7 @@ class Store:
 
     Args:
         root: the working directory.
-        kind: of the run, `PACKAGES`, `INDEXES` or `WATCH`.
+        kind: of the run, `PACKAGES`, `INDEXES`, `WATCH` or `PLAN`.
     """
 
     def __init__(self, root: Path, kind: str = PACKAGES) -> None:
@@ -52,6 +52,7 @@ class Store:
         self.partial = self.state / "partial"
         self.staged = self.state / "staged"
         self.indexes = self.state / "indexes"
+        self.planned = self.state / "planned"
         self.locks = self.state / "locks"
         self.publishing = self.state / f"publishing{kind}"
         self.public = self.state / "public"
@@ -161,6 +162,10 @@ class Store:
     def index_path(self, relative: PurePosixPath) -> Path:
         """Return where the index of a subdir is kept as the upstream sent it."""
         return self.indexes / hashlib.sha256(str(relative).encode()).hexdigest()[:40]
+
+    def planned_path(self, relative: PurePosixPath) -> Path:
+        """Return where the index of a subdir is kept that a plan has read."""
+        return self.planned / self.index_path(relative).name
 
     def made_path(self, relative: PurePosixPath) -> Path:
         """Return where it is remembered what the served files of a subdir were made of."""

@@ -189,8 +189,12 @@ class Sweeper:
         log.info("%s: deleted %d files, since it is not configured any more", path, count)
 
     def leftovers(self) -> None:
-        """Remove what killed runs left, once it is old."""
+        """Remove what killed runs left, and plans, once it is old."""
         store, oldest = self._mirror.store, time.time() - PARTIAL_DAYS * 86400
+        if store.planned.exists():
+            from lanmirror_sync import planned  # noqa: PLC0415 - most have none
+
+            planned.discard(store)
         for file in (*store.partial.iterdir(), *store.staged.iterdir()):
             if file.stat().st_mtime < oldest:
                 file.unlink(missing_ok=True)

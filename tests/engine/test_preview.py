@@ -252,6 +252,83 @@ def test_keys_are_documented() -> None:
         assert f"`{name}`" in page
 
 
+# ---- the indexes that it read ------------------------------------------------------------------------------------
+
+
+def spoil(lab: Lab) -> None:
+    """Have the upstream's indexes be no indexes any more, while their sizes and dates, and so validators, stay."""
+    for file in lab.tree.glob("*/*/*/repodata.json*"):
+        status = file.stat()
+        file.write_bytes(bytes(status.st_size))
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("arguments", [(), ("--indexes",)])
+def test_index_that_a_plan_has_read_is_not_fetched_again(lab: Lab, arguments: tuple[str, ...]) -> None:
+    lab.settings["on_demand"] = bool(arguments)
+    assert lab.sync("plan").code == 0
+    spoil(lab)
+    run = lab.sync(*arguments)
+    assert run.code == 0, run.log
+    assert len(lab.repodata(LINUX)["packages.conda"]) == 12
+    assert lab.plan()["failures"] == {}
+    # And it is as if it had come then: nothing is asked for anew.
+    run = lab.sync(*arguments)
+    assert (run.code, "2 of 2 subdirs unchanged" in run.log) == (0, True), run.log
+
+
+def test_index_that_has_changed_since_the_plan_is_fetched(lab: Lab) -> None:
+    assert lab.sync().code == 0
+    channel.publish(lab.tree / "pkgs/main", channel.Spec("fresh", subdir="linux-64"))
+    assert lab.sync("plan").code == 0
+    channel.publish(lab.tree / "pkgs/main", channel.Spec("fresher", subdir="linux-64"))
+    assert lab.sync().code == 0
+    assert "fresher-1.0-0.conda" in lab.check().named[f"{LINUX}/repodata.json"]
+    # What is served is later than what was kept, which is not gone back to.
+    channel.publish(lab.tree / "pkgs/main", channel.Spec("freshest", subdir="linux-64"))
+    assert lab.sync().code == 0
+    assert "freshest-1.0-0.conda" in lab.check().named[f"{LINUX}/repodata.json"]
+
+
+@pytest.mark.parametrize("what", ["damaged", "half", "old", "ahead", "elsewhere", "cut"])
+def test_index_that_was_kept_and_is_no_good_is_fetched(lab: Lab, what: str) -> None:
+    assert lab.sync("plan").code == 0
+    for file in (lab.mirror / ".lanmirror/planned").iterdir():
+        first, _, data = file.read_bytes().partition(b"\n")
+        head = json.loads(first)
+        head["at"] += {"old": -DAY, "ahead": DAY}.get(what, 0)
+        head["url"] = head["url"].replace("127.0.0.1", "127.0.0.2") if what == "elsewhere" else head["url"]
+        data = {"damaged": bytes(len(data)), "half": data[:100]}.get(what, data)
+        file.write_bytes(json.dumps(head).encode()[: 20 if what == "cut" else None] + b"\n" + data)
+    lab.upstream.requests.clear()
+    run = lab.sync()
+    assert run.code == 0, run.log
+    asked = lab.upstream.asked("*/repodata.json.zst", "GET")
+    assert [name for request in asked for name in request.headers if name.lower().startswith("if-")] == []
+    lab.check()
+
+
+def test_indexes_of_a_plan_go_after_a_day_and_are_kept_where_they_are_the_users_alone(lab: Lab) -> None:
+    assert lab.sync("plan").code == 0
+    kept = [*(lab.mirror / ".lanmirror/planned").iterdir()]
+    assert len(kept) == 2
+    before = [file.read_bytes() for file in kept]
+    assert lab.sync("plan").code == 0
+    assert [file.read_bytes() for file in kept] == before, "it keeps the date of when it came"
+    os.utime(kept[0], (0, 0))
+    assert lab.sync().code == 0
+    assert [*(lab.mirror / ".lanmirror/planned").iterdir()] == kept[1:]
+
+    # Of another user's, and of one that is not there, root keeps nothing.
+    for folder in ("other", "absent"):
+        lab.settings["working_dir"] = str(lab.folder / folder)
+        if folder == "other":
+            (lab.folder / folder).mkdir()
+            subprocess.run([*AS_ROOT, "chown", "12345", lab.folder / folder], check=True)
+        assert lab.sync("plan").code == 0
+        assert not [*(lab.folder / folder).rglob("*")]
+
+
 # ---- room --------------------------------------------------------------------------------------------------------
 
 
