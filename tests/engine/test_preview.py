@@ -409,14 +409,16 @@ def test_full_inode_table_is_seen_before_anything_is_begun(small: Small) -> None
     assert lab.sync().code == 0
     channel.publish(lab.tree / "pkgs/main", *channel.crowd("linux-64", 40, prefix="few"))
     needed = lab.plan()["total"]["needs"]["inodes"]
-    remount(f"size=64m,nr_inodes={used(lab.mirror)[1] + needed - 10}")
     before = packages(lab)
     lab.upstream.requests.clear()
-    run = lab.sync()
-    assert run.code == 4, run.log
-    assert "inodes too few" in run.log
-    assert not lab.upstream.asked("*.conda")
-    assert packages(lab) == before
+    # With none, or one, there is no room for what the engine itself needs.
+    for free, words in ((0, "No space left"), (1, "No space left"), (needed - 10, "inodes too few")):
+        remount(f"size=64m,nr_inodes={used(lab.mirror)[1] + free}")
+        run = lab.sync()
+        assert run.code == 4, run.log
+        assert words in run.log
+        assert not lab.upstream.asked("*.conda")
+        assert packages(lab) == before
     plan = lab.sync("plan")
     assert plan.code == 4, plan.log
     assert "inodes are lacking" in plan.log
