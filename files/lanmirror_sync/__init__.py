@@ -25,8 +25,11 @@ Data goes one way through these modules:
     store      the working directory: its lock, files that appear whole or not at all
     memory     what is remembered: which files were verified, what is due to go
       standing how a subdir stands
+    room       whether what is to come fits: bytes and inodes, on each disk
     sync       a run: survey, fetch, publish, delete
     preview    what a run would do
+      outlook  pure: the same in figures, as JSON and as tables
+      planned  the indexes that it read, for the sync after it
     verify     what is held is hashed again; `proof` holds the formats against each other
     status     status.json, mirrorz.json, metrics
       kept     what `lanmirror_cache` tells of the web server's cache on demand

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from lanmirror_sync import __version__, exits, signals, status
 from lanmirror_sync.answers import UnreachableError
-from lanmirror_sync.config import Config, ConfigError, Options, load, overridden
+from lanmirror_sync.config import Config, ConfigError, Options, load, overridden, rate
 from lanmirror_sync.fetch import Fetcher
 from lanmirror_sync.memory import Memory
 from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.progress import PlainProgress, TerminalProgress, amount
 from lanmirror_sync.report import discreet, in_words, is_everybodys
-from lanmirror_sync.store import INDEXES, PACKAGES, LockedError, NoRoomError, Store
+from lanmirror_sync.store import INDEXES, PACKAGES, PLAN, LockedError, NoRoomError, Store
 from lanmirror_sync.upstream import begin_searches
 
 EXIT_CODES = """\
@@ -30,7 +30,7 @@ exit codes:
       --indexes: some index could not be refreshed; verify: something is wrong
    2  the configuration is wrong
    3  another run holds the lock; sync --indexes has one of its own
-   4  too little disk
+   4  too little disk; plan: for what a sync would fetch
    5  the upstream cannot be reached, nothing changed
   70  a fault of the program itself, with a traceback in the log; what is served is whole
  129, 130, 143  it was asked to end (SIGHUP, SIGINT, SIGTERM); what is served is whole, and the next run goes on;
@@ -43,6 +43,8 @@ ONLY_FOR = {
     "health": "watch",
     "accept_older": "sync, plan",
     "max_delete": "sync, plan",
+    "json": "plan",
+    "rate": "plan",
     "repair": "verify",
 }
 EVERYTHING = "*"
@@ -59,7 +61,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "command", nargs="?", default="sync", choices=["sync", "plan", "verify", "watch"],
-        help="sync: bring the mirror up to the upstream (the default); plan: only say what that would fetch; "
+        help="sync: bring the mirror up to the upstream (the default); plan: only say what that would fetch, and what "
+        "it takes of the disk; "
         "verify: hash everything again, and hold the served indexes against what is there; "
         "watch: say again and again how the mirror is, until it is asked to end",
     )  # fmt: skip
@@ -85,6 +88,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--accept-older", action="store_true", help="publish the upstream's index even where it is older than ours"
     )
+    parser.add_argument("--json", action="store_true", help="with plan: for programs; docs/sync-engine.md has the keys")
+    parser.add_argument(
+        "--rate", metavar="RATE",
+        help="with plan: how fast packages come, for example 50Mbit/s, instead of as fast as in the last sync",
+    )  # fmt: skip
     parser.add_argument("--repair", action="store_true", help="with verify: fetch what is damaged or missing again")
     parser.add_argument(
         "--health", type=Path, metavar="DIR", help="with watch: where it writes ok.json or failing.json"
@@ -205,17 +213,21 @@ def _prepare(store: Store) -> None:
 
 
 def _plan(config: Config, arguments: argparse.Namespace, progress: PlainProgress | TerminalProgress) -> int:
-    """Print what a sync would fetch: a line for each subdir, and the sum."""
-    store = Store(config.working_dir)
+    """Print what a sync would do, for people or as JSON."""
+    speed = rate("--rate", arguments.rate)
+    store = Store(config.working_dir, PLAN)
     with Memory(store.memory_file, read_only=True) as memory, Fetcher(config) as fetcher:
         mirror = Mirror(config, store, memory)
         searches = begin_searches(mirror, arguments.only, fetcher)
+        from lanmirror_sync import outlook  # noqa: PLC0415 - as in `_sync`
         from lanmirror_sync.preview import Preview  # noqa: PLC0415
 
-        preview = Preview(mirror, Options(arguments.only, accept_older=arguments.accept_older), searches, fetcher)
-        for line in preview.lines():
-            print(line)
-    return exits.of(preview.report)
+        options = Options(arguments.only, accept_older=arguments.accept_older)
+        preview = Preview(mirror, options, searches, fetcher, speed)
+        found = preview.look()
+    print(outlook.encode(found) if arguments.json else "\n".join(outlook.lines(found)))
+    code = exits.of(preview.report)
+    return exits.NO_ROOM if code in (exits.OK, exits.INCOMPLETE) and not found.fits else code
 
 
 def _sync(config: Config, arguments: argparse.Namespace, progress: PlainProgress | TerminalProgress) -> int:

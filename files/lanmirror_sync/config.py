@@ -411,8 +411,8 @@ def parse(data: object, environ: Mapping[str, str]) -> Config:
         exclude=_strings("exclude", settings["exclude"]),
         accept_missing=_strings("accept_missing", settings["accept_missing"]),
         jobs=int(_number("jobs", settings["jobs"], 1, MOST_JOBS, whole=True)),
-        limit_rate=_rate("limit_rate", settings["limit_rate"]),
-        verify_rate=_rate("verify_rate", settings["verify_rate"]),
+        limit_rate=rate("limit_rate", settings["limit_rate"]),
+        verify_rate=rate("verify_rate", settings["verify_rate"]),
         delete_grace_hours=_number("delete_grace_hours", settings["delete_grace_hours"], 0, 24 * 365),
         max_delete=_number("max_delete", settings["max_delete"], 0, 100),
         min_free_gib=_number("min_free_gib", settings["min_free_gib"], 0, 1024 * 1024),
@@ -620,7 +620,7 @@ def _cache(value: object) -> str:
     return url
 
 
-def _rate(key: str, value: object) -> int:
+def rate(key: str, value: object) -> int:
     """Return a rate in bytes a second, 0 for no limit."""
     if value in ("", None):
         return 0
@@ -628,9 +628,9 @@ def _rate(key: str, value: object) -> int:
     if match:
         number, prefix, binary, unit = match.groups()
         factor = float(1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " ")
-        rate = float(number) * factor / (8 if (unit or "").lower().startswith("bit") else 1)
-        if 1 <= rate <= LARGEST_RATE:
-            return int(rate)
+        found = float(number) * factor / (8 if (unit or "").lower().startswith("bit") else 1)
+        if 1 <= found <= LARGEST_RATE:
+            return int(found)
     raise _wrong(key, value, 'a rate above 0, for example 5MB/s, 800 KiB/s or 50Mbit/s, or "" for no limit')
 
 

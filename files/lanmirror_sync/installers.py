@@ -229,18 +229,22 @@ class Installers:
 
     def unwanted(self) -> Iterator[tuple[PurePosixPath, list[str]]]:
         """Yield, by folder, the installers that are held and that the configuration does not ask for any more."""
-        config = self._mirror.config
         for folder in self._wanted:
-            named = {_named(url)[0].file_name for url in config.installer_urls.get(folder, ())}
-            suffixes = config.suffixes if folder in config.dists and folder not in config.listed else ()
             there = {name for name, _, _ in listing.held(self._mirror, folder)}
-            ours = self._ledger.of(folder)
-            for name in ours.keys() - there:
+            for name in self._ledger.of(folder).keys() - there:
                 del self._ledger.entries[f"{folder}/{name}"]
-            gone = [name for name in ours if name in there and name not in named and not name.endswith(suffixes)]
-            yield PurePosixPath(folder), sorted(gone)
+            yield PurePosixPath(folder), self.superfluous(folder)
         if self._ledger.entries != Ledger(self._mirror.store).entries:
             self._ledger.save()
+
+    def superfluous(self, folder: str) -> list[str]:
+        """Return the installers of a folder that are held and that the configuration does not ask for any more."""
+        config = self._mirror.config
+        named = {_named(url)[0].file_name for url in config.installer_urls.get(folder, ())}
+        suffixes = config.suffixes if folder in config.dists and folder not in config.listed else ()
+        there = {name for name, _, _ in listing.held(self._mirror, folder)}
+        ours = self._ledger.of(folder)
+        return sorted(name for name in ours if name in there and name not in named and not name.endswith(suffixes))
 
     def _known(self, dist: str) -> Validators:
         """Return the validators of the page that our listing is of; none where it may be asked for as a whole."""

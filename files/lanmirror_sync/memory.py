@@ -34,6 +34,8 @@ SUBDIR = "subdir/"
 VERSION = 1
 # How long another process is waited for that writes to the file: a commit takes milliseconds, on a slow disk seconds.
 PATIENCE_SECONDS = 60.0
+# Its log and the index of that.
+FILES_BESIDE = 2
 FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 log = logging.getLogger(__name__)
@@ -278,8 +280,14 @@ class Memory:
         except sqlite3.Error as error:
             raise self._os_error(error) from error
 
+    def _lacks_inodes(self) -> bool:
+        """Tell whether the disk has too few inodes for the files that SQLite makes beside this one."""
+        status = os.statvfs(self._file.parent)
+        return bool(status.f_files) and status.f_favail < FILES_BESIDE
+
     def _os_error(self, error: sqlite3.Error) -> OSError:
-        number = errno.ENOSPC if _number(error) in FULL else errno.EIO
+        full = _number(error) in FULL or (_number(error) == sqlite3.SQLITE_CANTOPEN and self._lacks_inodes())
+        number = errno.ENOSPC if full else errno.EIO
         return OSError(number, f"{os.strerror(number)} ({error})", str(self._file))
 
 

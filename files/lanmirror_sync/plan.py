@@ -209,3 +209,22 @@ def too_many(expired: int, total: int, max_delete: float) -> bool:
         max_delete: percent. A single file may always go.
     """
     return expired > 1 and expired * 100 > total * max_delete
+
+
+def leaving(
+    expired: Collection[str], unwanted: Collection[str], total: int, max_delete: float
+) -> tuple[list[str], list[str]]:
+    """Decide which files `--delete` takes.
+
+    Args:
+        expired: those that had their grace; see `due`.
+        unwanted: the ones that the administrator took out: they are no sign of a fault of the upstream.
+        total: how many files there are.
+        max_delete: percent; see `too_many`.
+
+    Returns:
+        The files to delete, and those that stay because they are too many at once.
+    """
+    ours = [name for name in expired if name in unwanted]
+    theirs = [name for name in expired if name not in unwanted]
+    return (ours, theirs) if too_many(len(theirs), total - len(ours), max_delete) else ([*ours, *theirs], [])

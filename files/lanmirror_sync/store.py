@@ -33,8 +33,8 @@ class NoRoomError(Exception):
 
 
 # The kinds of runs, each of which has a lock of its own, and files of its own while it writes: one that fetches
-# packages, and one that only refreshes indexes. And `watch`, which has no lock.
-PACKAGES, INDEXES, WATCH = "", "-indexes", "-watch"
+# packages, and one that only refreshes indexes. And `watch` and `plan`, which have no lock.
+PACKAGES, INDEXES, WATCH, PLAN = "", "-indexes", "-watch", "-plan"
 
 
 class Store:
@@ -42,7 +42,7 @@ class Store:
 
     Args:
         root: the working directory.
-        kind: of the run, `PACKAGES`, `INDEXES` or `WATCH`.
+        kind: of the run, `PACKAGES`, `INDEXES`, `WATCH` or `PLAN`.
     """
 
     def __init__(self, root: Path, kind: str = PACKAGES) -> None:
@@ -52,6 +52,7 @@ class Store:
         self.partial = self.state / "partial"
         self.staged = self.state / "staged"
         self.indexes = self.state / "indexes"
+        self.planned = self.state / "planned"
         self.locks = self.state / "locks"
         self.publishing = self.state / f"publishing{kind}"
         self.public = self.state / "public"
@@ -162,6 +163,10 @@ class Store:
         """Return where the index of a subdir is kept as the upstream sent it."""
         return self.indexes / hashlib.sha256(str(relative).encode()).hexdigest()[:40]
 
+    def planned_path(self, relative: PurePosixPath) -> Path:
+        """Return where the index of a subdir is kept that a plan has read."""
+        return self.planned / self.index_path(relative).name
+
     def made_path(self, relative: PurePosixPath) -> Path:
         """Return where it is remembered what the served files of a subdir were made of."""
         return self.index_path(relative).with_suffix(".made")
@@ -195,22 +200,17 @@ class Store:
                 file.write_text(f"{text}\n")
                 file.chmod(0o644)
 
-    def free_bytes(self, relative: PurePosixPath) -> int:
-        """Return what an ordinary user may still write to the file system that a path is on, or will be."""
-        status = os.statvfs(self._there(relative))
-        return status.f_bavail * status.f_frsize
-
     def disk(self, relative: PurePosixPath) -> int:
         """Return the number of the file system that a path is on, or will be."""
-        folder = self._there(relative)
+        folder = self.there(relative)
         number = folder.stat().st_dev
         self._disks.setdefault(number, folder)
         return number
 
-    def _there(self, relative: PurePosixPath) -> Path:
+    def there(self, relative: PurePosixPath) -> Path:
         """Return the nearest folder of a path that is there."""
         path = self.path(relative)
-        while not path.is_dir() and path != self.root:
+        while not path.is_dir():
             path = path.parent
         return path
 

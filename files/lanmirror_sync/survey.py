@@ -32,10 +32,12 @@ class Finding:
         sent: the index; its data is None where it is what was sent the last time.
         index: None where it was put away, to be read again when it is published.
         size: of the unpacked index in bytes.
+        names: how many package names are published of it.
         plan: what is needed before that.
         urls: where its packages are to be had, the best first.
         beside: whence the files beside the index are to be had.
         refused: why records were left out as faulty, a message each.
+        settled: whether nothing is to be done: see `Unchanged`, in place of which it is where all is to be looked at.
     """
 
     subdir: Subdir
@@ -43,10 +45,12 @@ class Finding:
     sent: Sent
     index: Index | None
     size: int
+    names: int
     plan: Plan
     urls: tuple[str, ...]
     beside: Subdir
     refused: tuple[str, ...]
+    settled: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,16 @@ Outcome = Finding | Unchanged | Absent | Unusable
 
 
 class Survey:
-    """Looks at every subdir that is wanted."""
+    """Looks at every subdir that is wanted.
 
-    def __init__(self, mirror: Mirror, options: Options, searches: Sequence[Search]) -> None:
+    Args:
+        whole: whether the index is read of a subdir too of which there is nothing to do.
+    """
+
+    def __init__(self, mirror: Mirror, options: Options, searches: Sequence[Search], *, whole: bool = False) -> None:
         self._mirror = mirror
         self._options = options
+        self._whole = whole
         self._open = list(searches)
         # What follows from an index that names no package, where no other form names one.
         self._in_doubt: dict[Search, Outcome] = {}
@@ -137,16 +146,17 @@ class Survey:
     def _judged(self, search: Search, sent: Sent) -> Outcome | None:
         """Return what follows from a form of the index; None where it is no good."""
         subdir, standing, path = search.subdir, search.standing, search.subdir.path
-        data = sent.data
+        data, settled = sent.data, False
         if data is None:
-            if self._is_settled(subdir, standing):
+            settled = self._is_settled(subdir, standing)
+            if settled and not self._whole:
                 return Unchanged(subdir, standing, sent)
             data = self._mirror.store.index_path(path).read_bytes()
         candidate = search.read(sent, data)
         if candidate is None:
             return None
         count, before = len(candidate.index.packages), self._listed(subdir, standing)
-        if not count:
+        if not count and not settled:
             search.doubted = True
             empty = Unusable(subdir, f"{path}: the upstream's index names no package any more; ours is kept")
             self._in_doubt.setdefault(search, empty if before else self._finding(search, candidate))
@@ -165,7 +175,7 @@ class Survey:
                 f"max_delete ({limit:g} %) lets go at once, and ours is kept; if the upstream is right, run once with "
                 "--max-delete 100",
             )
-        return self._finding(search, candidate)
+        return replace(self._finding(search, candidate), settled=settled)
 
     def _nothing(self, search: Search) -> Outcome:
         """Return what follows where no form was any good."""
@@ -242,7 +252,8 @@ class Survey:
                 log.warning("%s: its base_url is none: %r", path, index.base_url[:200])
         refused = tuple(f"{path}: {name!r} is refused: {reason}" for name, reason in index.refused.items())
         return Finding(
-            subdir, search.standing, candidate.sent, index, candidate.size, plan, urls,
+            subdir, search.standing, candidate.sent, index, candidate.size,
+            len({package.name for name, package in index.packages.items() if name not in plan.excluded}), plan, urls,
             replace(subdir, index_urls=(place, *others)), refused,
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ from lanmirror_sync import formats, installers
 from lanmirror_sync.config import KNOWN_ARCHES, Options
 from lanmirror_sync.memory import SUBDIR
 from lanmirror_sync.mirror import Mirror
-from lanmirror_sync.plan import due, too_many
+from lanmirror_sync.plan import due, leaving
 from lanmirror_sync.report import Report
 from lanmirror_sync.store import ARRIVING
 
@@ -106,17 +106,14 @@ class Sweeper:
         config, memory, folder = self._mirror.config, self._mirror.memory, str(path)
         since, expired = due(memory.orphans(folder), orphans, time.time(), config.delete_grace_hours)
         if self._options.delete:
-            ours = [name for name in expired if name in unwanted]
-            theirs = [name for name in expired if name not in unwanted]
-            if too_many(len(theirs), total - len(ours), config.max_delete):
+            gone, stay = leaving(expired, unwanted, total, config.max_delete)
+            if stay:
                 self._report.fail(
                     folder,
-                    f"{path}: {len(theirs)} of {total} packages would be deleted at once, more than max_delete "
+                    f"{path}: {len(stay)} of {total} packages would be deleted at once, more than max_delete "
                     f"({config.max_delete:g} %) allows, and none is; if the upstream is right, "
                     "run once with --delete --max-delete 100",
                 )
-                theirs = []
-            gone = [*ours, *theirs]
             self._delete(path, gone, since)
         memory.orphan(folder, since)
         return gone
@@ -192,8 +189,12 @@ class Sweeper:
         log.info("%s: deleted %d files, since it is not configured any more", path, count)
 
     def leftovers(self) -> None:
-        """Remove what killed runs left, once it is old."""
+        """Remove what killed runs left, and plans, once it is old."""
         store, oldest = self._mirror.store, time.time() - PARTIAL_DAYS * 86400
+        if store.planned.exists():
+            from lanmirror_sync import planned  # noqa: PLC0415 - most have none
+
+            planned.discard(store)
         for file in (*store.partial.iterdir(), *store.staged.iterdir()):
             if file.stat().st_mtime < oldest:
                 file.unlink(missing_ok=True)

@@ -45,7 +45,6 @@ BESIDE_SECONDS = 0.25
 # A refresh of indexes hashes no more than this of a subdir: what a sync beside it has just put there, and not a mirror.
 MOST_UNVERIFIED = 8 << 30
 POLL_SECONDS = 0.1
-GIB = 1 << 30
 
 log = logging.getLogger(__name__)
 
@@ -176,12 +175,10 @@ class Run:
             return False
         store = self._mirror.store
         with self._fence(str(work.path), work):
-            spare = store.free_bytes(work.path) - int(self._mirror.config.min_free_gib * GIB)
-            if work.index_need > max(spare, 0):
-                raise NoRoomError(
-                    f"{store.path(work.path)}: {amount(work.index_need)} are needed on its disk for the index, "
-                    f"{amount(max(spare, 0))} are free beyond min_free_gib ({self._mirror.config.min_free_gib})"
-                )
+            from lanmirror_sync import room  # noqa: PLC0415 - as in `_check_room`
+
+            if short := room.shortage(self._mirror.config, work.claims(store, packages=False)):
+                raise NoRoomError(f"{work.path}: no room for the index: {short}")
             if not self._desk.publish_complete(work):
                 log.info("%s: another run published an index meanwhile; the upstream is asked again", work.path)
                 del self._works[str(work.path)]
@@ -279,28 +276,17 @@ class Run:
 
     def _check_room(self) -> None:
         """Refuse to begin what cannot end, on each of the disks."""
-        store = self._mirror.store
-        need: dict[int, int] = {}
-        where: dict[int, PurePosixPath] = {}
-        for path, size in self._needs():
-            disk = store.disk(path)
-            need[disk] = need.get(disk, 0) + size
-            where.setdefault(disk, path)
-        partial = sum(file.stat().st_size for file in store.partial.iterdir())
-        for disk, size in need.items():
-            spare = store.free_bytes(where[disk]) - int(self._mirror.config.min_free_gib * GIB)
-            if size - partial > max(spare, 0):
-                raise NoRoomError(
-                    f"{store.path(where[disk])}: {amount(size - partial)} are needed on its disk, "
-                    f"{amount(max(spare, 0))} are free beyond min_free_gib ({self._mirror.config.min_free_gib}); make "
-                    "room, or mirror less (repos, arches, cloud, exclude)"
-                )
+        if not (self._works or self._downloads):
+            return
+        # Loaded where something is to come: a run that finds nothing new needs none of it.
+        from lanmirror_sync import room  # noqa: PLC0415
 
-    def _needs(self) -> Iterator[tuple[PurePosixPath, int]]:
-        for work in self._works.values():
-            yield work.path, work.need
+        store = self._mirror.store
+        claims = [room.of_partial(store), *(claim for work in self._works.values() for claim in work.claims(store))]
         for download in self._downloads:
-            yield PurePosixPath(download.owner), download.expected.size or 0
+            claims.append(room.of_installer(store, download.owner, download.expected.size or 0))
+        if short := room.shortage(self._mirror.config, claims):
+            raise NoRoomError(short)
 
     # ---- from there to here ----------------------------------------------------------------------------
 
@@ -360,15 +346,15 @@ class Run:
 
     def _fits(self, work: Work) -> bool:
         """Tell whether a subdir that came late has room beside what is being fetched."""
+        from lanmirror_sync import room  # noqa: PLC0415 - as in `_check_room`
+
         store = self._mirror.store
-        disk = store.disk(work.path)
-        here = [other for other in self._works.values() if store.disk(other.path) == disk]
-        need = sum(other.need for other in here if other is work or (other.pending and not other.broken))
-        spare = store.free_bytes(work.path) - int(self._mirror.config.min_free_gib * GIB)
-        if need <= max(spare, 0):
+        others = [other for other in self._works.values() if other is work or (other.pending and not other.broken)]
+        short = room.shortage(self._mirror.config, [claim for other in others for claim in other.claims(store)])
+        if not short:
             return True
         work.broken = True
-        self.report.fail(str(work.path), f"{work.path}: not begun, {amount(work.need)} do not fit beside the rest")
+        self.report.fail(str(work.path), f"{work.path}: not begun beside the rest: {short}")
         self._desk.note_failure(work.path, complete=False)
         return False
 

@@ -14,7 +14,7 @@ from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zstandard
 
@@ -26,6 +26,9 @@ from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.repodata import Index, RepodataError
 from lanmirror_sync.standing import Standing
 from lanmirror_sync.wire import http_date
+
+if TYPE_CHECKING:
+    from lanmirror_sync.planned import Planned
 
 # An index that is larger than this as it is sent, or unpacked, is no index (conda-forge/linux-64 has 0.3 GiB).
 LARGEST_SENT = 1 << 29
@@ -92,6 +95,7 @@ class Search:
 
     Args:
         known: validators of what was sent the last time; none where that is not here any more.
+        planned: what a plan has read since, and is asked about in the place of that.
 
     Attributes:
         subdir: whose.
@@ -102,11 +106,19 @@ class Search:
         over: whether there is nothing more to come.
     """
 
-    def __init__(self, fetcher: Fetcher, subdir: Subdir, standing: Standing, known: Validators) -> None:
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        subdir: Subdir,
+        standing: Standing,
+        known: Validators,
+        planned: Planned | None = None,
+    ) -> None:
         self._fetcher = fetcher
         self.subdir = subdir
         self.standing = standing
-        self._known = known
+        self._known = planned.validators if planned else known
+        self._planned = planned
         self._sha256 = standing.sha256 if known.url else ""
         self.problems: list[str] = []
         self.doubted = False
@@ -157,7 +169,8 @@ class Search:
                         yield from self._larger_forms(form, earlier)
                 if form != PLAIN:
                     yield from self._plain_if_newer(answer, place)
-                yield self._sent(form, answer)
+                if sent := self._sent(form, answer):
+                    yield sent
                 # It was no good: the next place may have a better one.
                 places = places[places.index(place) + 1 :]
             if self.unreachable:
@@ -170,16 +183,18 @@ class Search:
         yield renewed
         yield plain
         packed, answer = self._answer(renewed, quiet=True), self._answer(plain, quiet=True)
-        if answer and (packed is None or packed.validators.word == self.standing.stale):
-            yield replace(self._sent(PLAIN, answer), stale=self.standing.stale)
+        sent = self._sent(PLAIN, answer) if answer else None
+        if sent and (packed is None or packed.validators.word == self.standing.stale):
+            yield replace(sent, stale=self.standing.stale)
 
     def _larger_forms(self, form: str, place: str) -> Iterator[Future[Answer] | Sent]:
         """Look at what an upstream has that lacks a form which one after it has."""
         for larger in FORMS[FORMS.index(form) + 1 :]:
             future = self._request(larger, [place])
             yield future
-            if answer := self._answer(future, quiet=True):
-                yield self._sent(larger, answer)
+            answer = self._answer(future, quiet=True)
+            if answer and (sent := self._sent(larger, answer)):
+                yield sent
 
     def _plain_if_newer(self, packed: Answer, place: str) -> Iterator[Future[Answer] | Sent]:
         """Yield the plain index where the compressed one is old, and much older than that."""
@@ -195,9 +210,10 @@ class Search:
             return
         future = self._request(PLAIN, [place])
         yield future
-        if answer := self._answer(future, quiet=True):
+        answer = self._answer(future, quiet=True)
+        if answer and (sent := self._sent(PLAIN, answer)):
             log.info("%s: its %s form is of %s and not renewed; the plain one is used", self.subdir.path, ZST, modified)
-            yield replace(self._sent(PLAIN, answer), stale=packed.validators.word)
+            yield replace(sent, stale=packed.validators.word)
 
     def _request(self, form: str, urls: Sequence[str]) -> Future[Answer]:
         return self._fetcher.request(
@@ -222,7 +238,11 @@ class Search:
         lacking = tuple(url.rpartition("/")[0] for url in answer.lacking)
         return replace(answer, lacking=lacking)
 
-    def _sent(self, form: str, answer: Answer) -> Sent:
+    def _sent(self, form: str, answer: Answer) -> Sent | None:
+        """Return what an answer brings; None where it is what a plan has kept, and that has gone since."""
+        if answer.data is None and self._planned:
+            data = self._planned.read()
+            return Sent(form, data, self._known, self._planned.sha256) if data is not None else None
         if answer.data is None:
             return Sent(form, None, self._known, self._sha256, whole=False)
         sha256 = hashlib.sha256(answer.data).hexdigest()
@@ -242,7 +262,12 @@ def begin_search(mirror: Mirror, subdir: Subdir, fetcher: Fetcher) -> Search:
     known = Validators()
     if standing.sha256 and mirror.store.index_path(subdir.path).exists():
         known = published(standing) if trusted(standing, time.time()) else Validators(standing.url)
-    return Search(fetcher, subdir, standing, known)
+    kept = None
+    if not standing.stale and mirror.store.planned_path(subdir.path).exists():
+        from lanmirror_sync.planned import find  # noqa: PLC0415 - most have none
+
+        kept = find(mirror.store, subdir.path)
+    return Search(fetcher, subdir, standing, known, kept if kept and kept.sha256 != standing.sha256 else None)
 
 
 def published(standing: Standing) -> Validators:

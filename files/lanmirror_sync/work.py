@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -36,11 +36,14 @@ from lanmirror_sync.repodata import Index, Package, RepodataError
 from lanmirror_sync.report import Report
 from lanmirror_sync.shards import RecordError
 from lanmirror_sync.sinks import Download, Expected, Landed
-from lanmirror_sync.store import cores, digest
+from lanmirror_sync.store import Store, cores, digest
 from lanmirror_sync.survey import Finding, related_here
 from lanmirror_sync.sweep import Sweeper
 from lanmirror_sync.upstream import Beside, trust, unpack
 from lanmirror_sync.wrongs import Suspect, Wrongs
+
+if TYPE_CHECKING:
+    from lanmirror_sync.room import Claim
 
 # Parsed indexes of so many bytes are kept until they are published; further ones are read again.
 KEPT_BYTES = 1 << 27
@@ -130,20 +133,19 @@ class Work:
         packages = (*self.plan.fetch, *self.plan.replace) if self.fetches else ()
         return {package.file_name: package for package in packages}
 
-    @property
-    def need(self) -> int:
-        """What it takes of the disk: its packages, and its index in all formats beside the former ones, in bytes."""
-        return self.plan.download_bytes * self.fetches + self.index_need * (not self.indexed)
+    def claims(self, store: Store, *, packages: bool = True) -> Iterator[Claim]:
+        """Yield what is yet to come of it and takes room: its index, and its packages unless they are left out."""
+        from lanmirror_sync import room  # noqa: PLC0415 - a run that finds nothing new needs none
+
+        fetches, finding = self.fetches and packages, self.finding
+        yield from room.of_subdir(
+            store, self.path, self.plan, finding.size, finding.names, fetches=fetches, index=not self.indexed
+        )
 
     @property
     def indexed(self) -> bool:
         """With `on_demand`, whether its index is published."""
         return self.kept is not None
-
-    @property
-    def index_need(self) -> int:
-        """What its index takes of the disk."""
-        return 2 * self.finding.size
 
 
 class Desk:

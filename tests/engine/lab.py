@@ -190,6 +190,13 @@ class Lab:
         """Run the engine to its end."""
         return self.start(*arguments, env=env, **orders).wait()
 
+    def plan(self, *arguments: str) -> dict[str, Any]:
+        """Return what a plan tells programs; what it logs stands before that."""
+        run = self.sync("plan", "--json", *arguments)
+        assert "\n}" in run.log, run.log
+        told: dict[str, Any] = json.loads(run.log[run.log.index("{\n") :])
+        return told
+
     def remember(self) -> None:
         """Note the bytes that the upstream has now as genuine."""
         hashes = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in _payloads(self.tree)}

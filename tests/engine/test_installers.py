@@ -182,9 +182,14 @@ def test_installers_on_demand_are_listed_and_none_is_fetched(
     assert published
     assert tuple(published.files) == listed
     demanded.upstream.requests.clear()
-    plan = demanded.sync("plan")
-    assert "miniconda: 0 to fetch, 1 on demand; 0 held\n" in plan.log
-    assert "installers: 0 to fetch" in plan.log
+    plan = demanded.plan()["installers"]["miniconda"]
+    assert (plan["state"], plan["hold"], plan["fetch"]["files"], plan["on_demand"]["files"]) == (
+        "unchanged",
+        "none",
+        0,
+        1,
+    )
+    assert plan["surplus"]["files"] == 0
     assert demanded.sync("verify").code == 0
 
 
@@ -265,8 +270,9 @@ def test_installers_that_were_held_are_served_until_they_are_deleted(demanded: L
         assert {*has(demanded)} == {SH, "index.html"}
         assert (told(demanded)["held"], told(demanded)["on_demand"]) == (1, 1)
     assert not demanded.upstream.asked("*.sh", "GET")
-    plan = demanded.sync("plan")
-    assert "miniconda: 0 to fetch, 1 on demand; 1 held, of which none is to be; --delete takes them\n" in plan.log
+    plan = demanded.plan()["installers"]["miniconda"]
+    assert (plan["held"]["files"], plan["fetch"]["files"], plan["on_demand"]["files"]) == (0, 0, 1)
+    assert plan["delete"] == {"files": 1, "bytes": len(has(demanded)[SH])}
     run = demanded.sync("--delete")
     assert run.code == 0, run.log
     assert {*has(demanded)} == {"index.html"}

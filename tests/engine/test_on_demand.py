@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from lanmirror_sync.memory import Memory
-from lanmirror_sync.progress import amount
 from lanmirror_sync.store import Store
 
 from tests.engine import outside
@@ -564,15 +563,14 @@ def test_repair_puts_nothing_in_place_that_a_later_index_does_not_name(lab: Lab)
 
 def test_plan_tells_what_comes_on_demand(lab: Lab) -> None:
     lab.settings |= {"repos": NOTHING, "cloud": ["conda-forge/linux-64"]}
-    run = lab.sync("plan")
-    assert run.code == 0, run.log
-    assert f"{LINUX}: 0 to fetch, 14 on demand; 0 held" in run.log
+    told = lab.plan()
+    plan = told["subdirs"][LINUX]
+    assert (plan["fetch"]["files"], plan["on_demand"]["files"], plan["held"]["files"]) == (0, 14, 0)
     upstream = lab.repodata_of_upstream("cloud/conda-forge/linux-64")
     records = [*upstream["packages"].values(), *upstream["packages.conda"].values()]
-    assert f"in all: {amount(sum(record['size'] for record in records))}" in run.log
-    assert "cloud/conda-forge/linux-64: 5 to fetch" in run.log
+    assert told["total"]["fetch"] == {"files": 5, "bytes": sum(record["size"] for record in records)}
     lab.settings["repos"] = ["main"]
     assert lab.sync().code == 0
     lab.settings["repos"] = NOTHING
-    run = lab.sync("plan")
-    assert f"{LINUX}: 0 to fetch, 0 on demand; 14 held, of which none is to be; --delete takes them" in run.log
+    plan = lab.plan()["subdirs"][LINUX]
+    assert (plan["fetch"]["files"], plan["on_demand"]["files"], plan["surplus"]["files"]) == (0, 0, 14)

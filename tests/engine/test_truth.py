@@ -65,7 +65,9 @@ def test_what_is_configured_and_not_there_is_a_failure(lab: Lab, settings: dict[
         assert status(lab)["subdirs"][path]["failures"]
         assert status(lab)["run"]["last_success"] is None
     assert "hello-1.0-0.conda" in lab.named(f"{LINUX}/repodata.json"), "the rest is served"
-    assert "0 to fetch, unchanged" in lab.sync("plan").log
+    plan = lab.plan()["subdirs"]
+    assert plan[LINUX]["state"] == "unchanged"
+    assert plan[path]["state"] == "not there"
 
 
 def test_a_platform_that_one_of_the_repos_lacks_is_none(lab: Lab) -> None:
@@ -274,8 +276,7 @@ def test_what_is_excluded_goes_without_a_word_about_the_upstream(lab: Lab) -> No
     lab.settings |= {"delete_grace_hours": 0, "exclude": []}
     assert lab.sync().code == 0
     lab.settings["exclude"] = ["lib*"]
-    run = lab.sync("plan")
-    assert "12 excluded, to be deleted" in run.log
+    assert lab.plan()["subdirs"][LINUX]["delete"]["files"] == 12
     run = lab.sync("--delete")
     assert run.code == 0, run.log
     assert not [name for name in lab.packages(LINUX) if name.startswith("lib")]
@@ -326,7 +327,7 @@ def test_what_is_not_configured_any_more_is_named_then_goes(lab: Lab, what: str)
     assert run.code == 0, run.log
     assert not (lab.mirror / gone).exists()
     assert own.exists(), "what this program did not make"
-    assert gone not in lab.sync("plan").log.replace(f"{gone}: 0 to fetch", "")
+    assert lab.plan()["retired"] == {}
 
 
 def test_the_index_goes_before_what_it_names(lab: Lab) -> None:
