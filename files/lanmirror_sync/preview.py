@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from lanmirror_sync import listing
 from lanmirror_sync.answers import UnreachableError
-from lanmirror_sync.config import ALL, NONE, Options
+from lanmirror_sync.config import NONE, Options
 from lanmirror_sync.fetch import Fetcher
 from lanmirror_sync.installers import Installers
 from lanmirror_sync.mirror import Mirror
@@ -67,7 +67,7 @@ class Preview:
         size = sum(download.expected.size or 0 for download in downloads)
         yield f"installers: {len(downloads)} to fetch, {amount(size)}"
         yield from self._retired()
-        held = [finding.plan for finding in findings if finding.subdir.hold == ALL]
+        held = [finding.plan for finding in findings if finding.subdir.hold != NONE]
         yield f"in all: {amount(size + sum(plan.download_bytes for plan in held))}"
 
     def _line(self, finding: Finding) -> str:

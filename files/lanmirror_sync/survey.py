@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from urllib.parse import urljoin
 
 from lanmirror_sync import repodata
-from lanmirror_sync.config import NONE, Config, Options, Subdir
+from lanmirror_sync.config import ALL, Config, Options, Subdir
 from lanmirror_sync.mirror import Mirror
-from lanmirror_sync.plan import ALL_SHOWN, PACKAGE_SUFFIXES, Hidden, Plan, compare, known_files, too_many
+from lanmirror_sync.plan import ALL_SHOWN, PACKAGE_SUFFIXES, Hidden, Plan, compare, known_files, matcher, too_many
 from lanmirror_sync.publish import FOLDER, RECIPE, stamps
 from lanmirror_sync.repodata import Index, RepodataError
 from lanmirror_sync.report import in_words, is_everybodys
@@ -35,6 +35,7 @@ class Finding:
         plan: what is needed before that.
         urls: where its packages are to be had, the best first.
         beside: whence the files beside the index are to be had.
+        choice: what differs whenever what is to be held does for another reason than the index; "" where it is all.
         refused: why records were left out as faulty, a message each.
     """
 
@@ -47,6 +48,7 @@ class Finding:
     urls: tuple[str, ...]
     beside: Subdir
     refused: tuple[str, ...]
+    choice: str
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,8 @@ class Survey:
             and standing.recipe == RECIPE
             and (standing.on_demand, standing.hold) == (config.on_demand, subdir.hold)
             and _but(indexes, standing.stamps) == _but(indexes, stamps(self._mirror.store, subdir.path))
-            and not (subdir.hold == NONE and self._options.delete and self._mirror.memory.orphans(str(subdir.path)))
+            and (indexes or standing.choice == self._choice(subdir))
+            and not (subdir.hold != ALL and self._options.delete and self._mirror.memory.orphans(str(subdir.path)))
         )
 
     def _finding(self, search: Search, candidate: Candidate) -> Finding:
@@ -225,7 +228,9 @@ class Survey:
         index = related_here(self._mirror.config, subdir, candidate.index)
         memory, store = self._mirror.memory, self._mirror.store
         known = known_files(store.files(path, PACKAGE_SUFFIXES), memory.verified(str(path)), index.packages)
-        plan = compare(index.packages, known, self._mirror.config.exclude, hidden(subdir, index))
+        concealed, config = hidden(subdir, index), self._mirror.config
+        chosen = self._chosen(subdir, index, concealed)
+        plan = compare(index.packages, known, config.exclude, concealed, chosen, on_demand=config.on_demand)
         if index.base_url and self._mirror.config.on_demand:
             log.warning("%s: its packages are elsewhere (base_url), and only what is held can be had here", path)
         for name, reason in index.left_out.items():
@@ -244,7 +249,26 @@ class Survey:
         return Finding(
             subdir, search.standing, candidate.sent, index, candidate.size, plan, urls,
             replace(subdir, index_urls=(place, *others)), refused,
+            search.standing.choice if self._options.indexes else self._choice(subdir),
         )  # fmt: skip
+
+    def _choice(self, subdir: Subdir) -> str:
+        """Return `Finding.choice` as of now."""
+        return subdir.choice.key if subdir.choice else ""
+
+    def _chosen(self, subdir: Subdir, index: Index, concealed: Hidden) -> frozenset[str] | None:
+        """Return what of an index is to be held, by file name; None for all."""
+        if subdir.choice is None:
+            return None
+        if self._options.indexes:
+            # Nothing is fetched, and nothing more is let go than the last sync found.
+            return frozenset(index.packages.keys() - self._mirror.memory.orphans(str(subdir.path)))
+        from lanmirror_sync import choose  # noqa: PLC0415 - it loads a library that takes a sixth of a second
+
+        is_excluded = matcher(self._mirror.config.exclude)
+        out = {name for name, package in index.packages.items() if is_excluded(package.name)}
+        out = choose.barred(subdir.choice, index, out | concealed.blocked | concealed.young)
+        return frozenset(choose.selected(subdir.choice, index, out))
 
 
 def hidden(subdir: Subdir, index: Index) -> Hidden:

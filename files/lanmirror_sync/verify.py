@@ -24,7 +24,7 @@ from pathlib import PurePosixPath
 import msgspec
 
 from lanmirror_sync import installers, listing, proof
-from lanmirror_sync.config import ALL, Subdir
+from lanmirror_sync.config import NONE, Subdir
 from lanmirror_sync.fetch import BIG_BYTES, Fetcher
 from lanmirror_sync.installers import Ledger
 from lanmirror_sync.mirror import Mirror
@@ -175,7 +175,7 @@ class Verification:
         )
         if self._config.on_demand:
             # The rest comes on demand; but what was here, and is to be, is lost.
-            once = {item.name for item in self._unnamed(path, set())} if subdir.hold == ALL else set()
+            once = {item.name for item in self._unnamed(path, set())} if subdir.hold != NONE else set()
             inspection.missing = [item for item in inspection.missing if item.name in once]
         return inspection
 
