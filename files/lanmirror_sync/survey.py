@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import posixpath
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
 from lanmirror_sync import repodata
@@ -19,6 +20,9 @@ from lanmirror_sync.repodata import Index, RepodataError
 from lanmirror_sync.report import in_words, is_everybodys
 from lanmirror_sync.standing import Standing
 from lanmirror_sync.upstream import Candidate, Search, Sent, dated_before, newest, published, unpack
+
+if TYPE_CHECKING:
+    from lanmirror_sync.keeping import Keeping
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +90,13 @@ class Unusable:
 Outcome = Finding | Unchanged | Absent | Unusable
 
 
+@dataclass(frozen=True)
+class _PutOff:
+    """A subdir that is to be judged when the indexes of the others are known."""
+
+    sent: Sent
+
+
 class Survey:
     """Looks at every subdir that is wanted."""
 
@@ -95,6 +106,10 @@ class Survey:
         self._open = list(searches)
         # What follows from an index that names no package, where no other form names one.
         self._in_doubt: dict[Search, Outcome] = {}
+        # What they need may depend on every index, so these are judged again when the others are known.
+        self._put_off: list[tuple[Search, Sent]] = []
+        self._all_known = False
+        self._keeping = self._keep_sets()
         self.asked = len(searches)
 
     def add(self, search: Search) -> None:
@@ -104,7 +119,7 @@ class Survey:
     @property
     def pending(self) -> bool:
         """Whether there are subdirs of which nothing is known yet."""
-        return bool(self._open)
+        return bool(self._open or self._put_off)
 
     def ready(self, seconds: float) -> Iterator[Outcome]:
         """Yield what has been found out; wait for at most so many seconds where that is nothing."""
@@ -114,19 +129,34 @@ class Survey:
         for search in list(self._open):
             if outcome := self._outcome(search):
                 self._open.remove(search)
+                if isinstance(outcome, _PutOff):
+                    self._put_off.append((search, outcome.sent))
+                else:
+                    yield outcome
+        while self._put_off and not self._open:
+            self._all_known = True
+            search, sent = self._put_off.pop(0)
+            outcome = self._outcome(search, sent)
+            if outcome and not isinstance(outcome, _PutOff):
                 yield outcome
 
     def waits_for(self) -> list[str]:
         """Return the paths of the subdirs of which nothing is known yet."""
-        return [str(search.subdir.path) for search in self._open]
+        return [str(search.subdir.path) for search in (*self._open, *(search for search, _ in self._put_off))]
 
-    def _outcome(self, search: Search) -> Outcome | None:
-        """Return what is to be done with a subdir; None while its index is awaited. It fails alone."""
+    def _outcome(self, search: Search, sent: Sent | None = None) -> Outcome | _PutOff | None:
+        """Return what is to be done with a subdir; None while its index is awaited. It fails alone.
+
+        Args:
+            search: of its index.
+            sent: what was put off.
+        """
         path = search.subdir.path
         try:
-            while sent := search.poll():
+            while sent := sent or search.poll():
                 if outcome := self._judged(search, sent):
                     return outcome
+                sent = None
             return (self._in_doubt.get(search) or self._nothing(search)) if search.over else None
         except OSError as error:
             if is_everybodys(error):
@@ -136,11 +166,14 @@ class Survey:
             log.exception("%s: this is a fault of the program", path)
             return Unusable(search.subdir, f"{path}: a fault of the program: {error!r}", crash=error)
 
-    def _judged(self, search: Search, sent: Sent) -> Outcome | None:
+    def _judged(self, search: Search, sent: Sent) -> Outcome | _PutOff | None:
         """Return what follows from a form of the index; None where it is no good."""
         subdir, standing, path = search.subdir, search.standing, search.subdir.path
         data = sent.data
+        waits = subdir.choice is not None and self._keeping is not None and self._keeping.solves and not self._all_known
         if data is None:
+            if waits:
+                return _PutOff(sent)
             if self._is_settled(subdir, standing):
                 return Unchanged(subdir, standing, sent)
             data = self._mirror.store.index_path(path).read_bytes()
@@ -153,6 +186,23 @@ class Survey:
             empty = Unusable(subdir, f"{path}: the upstream's index names no package any more; ours is kept")
             self._in_doubt.setdefault(search, empty if before else self._finding(search, candidate))
             return None
+        if refusal := self._refusal(search, sent, data, count, before):
+            return refusal
+        if self._keeping:
+            self._keeping.offer(subdir, sent)
+        return _PutOff(sent) if waits else self._finding(search, candidate)
+
+    def _refusal(self, search: Search, sent: Sent, data: bytes, count: int, before: int) -> Unusable | None:
+        """Return why an index is not published that is older than ours, or lost too much; None where it is.
+
+        Args:
+            search: its own.
+            sent: the index.
+            data: as it was sent.
+            count: how many packages it names.
+            before: how many the last one named.
+        """
+        subdir, standing, path = search.subdir, search.standing, search.subdir.path
         limit = self._mirror.config.max_delete
         if not self._options.accept_older and self._is_older(subdir, standing, sent, data):
             return Unusable(
@@ -167,7 +217,7 @@ class Survey:
                 f"max_delete ({limit:g} %) lets go at once, and ours is kept; if the upstream is right, run once with "
                 "--max-delete 100",
             )
-        return self._finding(search, candidate)
+        return None
 
     def _nothing(self, search: Search) -> Outcome:
         """Return what follows where no form was any good."""
@@ -229,7 +279,7 @@ class Survey:
         memory, store = self._mirror.memory, self._mirror.store
         known = known_files(store.files(path, PACKAGE_SUFFIXES), memory.verified(str(path)), index.packages)
         concealed, config = hidden(subdir, index), self._mirror.config
-        chosen = self._chosen(subdir, index, concealed)
+        chosen, problems = self._chosen(subdir, index, concealed, known)
         plan = compare(index.packages, known, config.exclude, concealed, chosen, on_demand=config.on_demand)
         if index.base_url and self._mirror.config.on_demand:
             log.warning("%s: its packages are elsewhere (base_url), and only what is held can be had here", path)
@@ -246,6 +296,7 @@ class Survey:
             except ValueError:
                 log.warning("%s: its base_url is none: %r", path, index.base_url[:200])
         refused = tuple(f"{path}: {name!r} is refused: {reason}" for name, reason in index.refused.items())
+        refused += tuple(f"{path}: keep-set {problem}; nothing that is held is let go" for problem in problems)
         return Finding(
             subdir, search.standing, candidate.sent, index, candidate.size, plan, urls,
             replace(subdir, index_urls=(place, *others)), refused,
@@ -254,21 +305,49 @@ class Survey:
 
     def _choice(self, subdir: Subdir) -> str:
         """Return `Finding.choice` as of now."""
-        return subdir.choice.key if subdir.choice else ""
-
-    def _chosen(self, subdir: Subdir, index: Index, concealed: Hidden) -> frozenset[str] | None:
-        """Return what of an index is to be held, by file name; None for all."""
         if subdir.choice is None:
-            return None
+            return ""
+        return f"{subdir.choice.key} {self._keeping.key()}" if self._keeping else subdir.choice.key
+
+    def _chosen(
+        self, subdir: Subdir, index: Index, concealed: Hidden, here: Collection[str]
+    ) -> tuple[frozenset[str] | None, Sequence[str]]:
+        """Return what of an index is to be held, by file name, None for all; and what is wrong with keep-sets."""
+        if subdir.choice is None:
+            return None, ()
         if self._options.indexes:
             # Nothing is fetched, and nothing more is let go than the last sync found.
-            return frozenset(index.packages.keys() - self._mirror.memory.orphans(str(subdir.path)))
-        from lanmirror_sync import choose  # noqa: PLC0415 - it loads a library that takes a sixth of a second
+            return frozenset(index.packages.keys() - self._mirror.memory.orphans(str(subdir.path))), ()
+        # Loaded where something is chosen.
+        from lanmirror_sync.choose import selected  # noqa: PLC0415
 
+        out = self._barred(subdir, index, concealed)
+        chosen = selected(subdir.choice, index, out)
+        if self._keeping is None:
+            return frozenset(chosen), ()
+        needed, problems = self._keeping.needs(subdir, index, out)
+        chosen |= needed
+        if problems:
+            chosen |= {name for name in here if name in index.packages and name not in out}
+        return frozenset(chosen), problems
+
+    def _barred(self, subdir: Subdir, index: Index, concealed: Hidden | None = None) -> set[str]:
+        """Return what of an index may not be held, by file name."""
+        from lanmirror_sync.choose import barred  # noqa: PLC0415 - likewise
+
+        concealed = hidden(subdir, index) if concealed is None else concealed
         is_excluded = matcher(self._mirror.config.exclude)
         out = {name for name, package in index.packages.items() if is_excluded(package.name)}
-        out = choose.barred(subdir.choice, index, out | concealed.blocked | concealed.young)
-        return frozenset(choose.selected(subdir.choice, index, out))
+        out |= concealed.blocked | concealed.young
+        return barred(subdir.choice, index, out) if subdir.choice else out
+
+    def _keep_sets(self) -> Keeping | None:
+        """Return the keep-sets of the configuration; None where it has none, or where nothing is fetched."""
+        if self._options.indexes or not any(one.choice and one.choice.keep for one in self._mirror.config.subdirs()):
+            return None
+        from lanmirror_sync.keeping import Keeping  # noqa: PLC0415 - likewise
+
+        return Keeping(self._mirror, self._barred)
 
 
 def hidden(subdir: Subdir, index: Index) -> Hidden:
