@@ -22,7 +22,7 @@ from lanmirror_sync.repodata import Index
 
 
 @dataclass(frozen=True)
-class _Spec:
+class Spec:
     """Of a MatchSpec, what is matched beside the name."""
 
     versions: Callable[[str], bool | None] | None
@@ -40,14 +40,14 @@ class Specs:
     """Some MatchSpecs."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._names: list[tuple[re.Pattern[str], _Spec]] = []
-        self._of: dict[str, tuple[_Spec, ...]] = {}
+        self._names: list[tuple[re.Pattern[str], Spec]] = []
+        self._of: dict[str, tuple[Spec, ...]] = {}
         for text in texts:
             found = SPEC.fullmatch(text)
             name = (found["name"] if found else text).lower()
-            self._names.append((_pattern(name), _spec(text) if name != text.lower() else _Spec(None, None)))
+            self._names.append((_pattern(name), spec_of(text)[1] if name != text.lower() else Spec(None, None)))
 
-    def of(self, name: str) -> tuple[_Spec, ...]:
+    def of(self, name: str) -> tuple[Spec, ...]:
         """Return those of a name in lower case."""
         if name not in self._of:
             self._of[name] = tuple(spec for names, spec in self._names if names.fullmatch(name))
@@ -58,12 +58,12 @@ def _pattern(glob: str) -> re.Pattern[str]:
     return re.compile(".*".join(re.escape(part) for part in glob.split("*")))
 
 
-def _spec(text: str) -> _Spec:
-    """Return what a MatchSpec says beside the name, as py-rattler reads it."""
+def spec_of(text: str) -> tuple[str, Spec]:
+    """Return the name of a MatchSpec in lower case, and the rest of it, as py-rattler reads it, with its errors."""
     from rattler import MatchSpec  # noqa: PLC0415 - it takes a sixth of a second
 
     spec = MatchSpec(text, exact_names_only=False)
-    return _Spec(
+    return spec.name.normalized, Spec(
         _versions(spec.version) if spec.version not in (None, ALL) else None,
         _pattern(spec.build) if spec.build not in (None, ALL) else None,
     )

@@ -396,7 +396,7 @@ class Desk:
                     held, size = held - 1, size - (index.packages[name].size or 0)
             self._aim(work)
             work.kept = Kept(store, path)
-            awaited = subdir.hold != NONE and (plan.files > 0 or (subdir.choice is not None and not work.fetches))
+            awaited = subdir.hold != NONE and plan.files > 0
             named = len(index.packages.keys() - content.leave_out)
             self.note(
                 path, in_sync=not awaited, hold=subdir.hold, on_demand=True, indexed=whole,

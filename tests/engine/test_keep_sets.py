@@ -17,6 +17,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lanmirror_sync.answers import Validators
+from lanmirror_sync.closure import Offers, unmet
 from lanmirror_sync.config import Options
 from lanmirror_sync.config import parse as parse_config
 from lanmirror_sync.keeping import channels_of
@@ -609,3 +610,85 @@ def test_no_filter_takes_a_dependency_of_a_keep_set_away(
         for priority in (ChannelPriority.Strict, ChannelPriority.Disabled):
             found = client(folder, served, specs, priority)
             assert found is not None, (nodes, specs, filters)
+
+
+def test_dependency_is_met_by_name_version_and_build() -> None:
+    records = {
+        f"{name}-{version}-{build}.conda": {
+            "name": name, "version": version, "build": build, "build_number": 0, "md5": "0" * 32, "depends": depends,
+        }
+        for name, version, build, depends in (
+            ("a", "1.0", "py311_0", ["b", "a <2", "a 1.* py311*", "__cuda >=12", "B=*=x"]),
+            ("b", "2.0", "x", ["c", "a >=2", "a * py312*", "a >=1 py312*", "b ==2.0 y", "b[version='>=3']", "b >=1 >=2"]),
+        )
+    }  # fmt: skip
+    index = parse_index(msgspec.json.encode({"packages": {}, "packages.conda": records}))
+    machine, other = Offers(), Offers()
+    machine.add(index)
+    found = [*unmet(index, [machine, other])]
+    assert found == [("b-2.0-x.conda", spec) for spec in records["b-2.0-x.conda"]["depends"]]
+    # What one platform has is enough for a package that is for all of them.
+    other.add(parse_index(msgspec.json.encode({"packages.conda": {"c-1-0.conda": {
+        "name": "c", "version": "1", "build": "0", "build_number": 0, "md5": "0" * 32}}})))  # fmt: skip
+    assert [*unmet(index, [machine, other])] == found[1:]
+
+
+# ---- verify ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_verify_names_dependencies_that_nothing_served_satisfies(small: Lab) -> None:
+    keep(small, "app")
+    assert small.sync().code == 0
+    run = small.sync("verify")
+    assert run.code == 0, run.log
+    assert f"{LINUX}: 0 dependencies that nothing served satisfies" in run.log
+    status = json.loads((small.mirror / ".lanmirror/public/status.json").read_bytes())
+    assert status["verify"]["unmet"] == 0
+
+    # What verify takes out of an index, for it is damaged, is missed by another subdir.
+    file = small.mirror / NOARCH / "base-2.0-h0_0.tar.bz2"
+    file.write_bytes(file.read_bytes()[::-1])
+    run = small.sync("verify")
+    assert run.code == 1
+    needs = f"{LINUX}/app-2.0-h0_0.tar.bz2: needs base >=2, and nothing that is served satisfies it"
+    assert f"ERROR {needs}" in run.log
+    assert json.loads((small.mirror / ".lanmirror/public/status.json").read_bytes())["verify"]["unmet"] == 1
+    assert needs not in small.sync("verify", "--only", NOARCH).log
+
+    # Whoever chooses without keep-sets is told, and that is all.
+    assert small.sync().code == 0
+    hold(small, include=["app", "base<2"])
+    small.settings["repos"] = ["main"]
+    (small.folder / "keep/environment.yml").write_text("channels: [conda-forge]\ndependencies: [deep]\n")
+    assert small.sync().code == 0
+    run = small.sync("verify")
+    assert run.code == 0, run.log
+    # `app` 2.0 has `base` 3.0 of the other channel; virtual packages are the machine's.
+    assert "WARNING" not in run.log
+    hold(small, include=["app"], exclude=["base"])
+    assert small.sync().code == 0
+    run = small.sync("verify")
+    assert run.code == 0, run.log
+    for version, needed in (("1.0", "base >=1"), ("2.0", "base >=2")):
+        assert f"WARNING {LINUX}/app-{version}-h0_0.tar.bz2: needs {needed}, and nothing that is served" in run.log
+    assert "__unix" not in run.log
+
+    small.settings["on_demand"] = True
+    assert small.sync().code == 0
+    assert "needs" not in small.sync("verify").log
+
+
+@pytest.mark.slow
+def test_verify_names_some_of_many_and_counts_the_rest(small: Lab) -> None:
+    folder = small.tree / graph.FORGE
+    many = [
+        channel.Spec(f"many{number}", "1", "0", "noarch", ("nobody",), ".tar.bz2", {f"m{number}": b""})
+        for number in range(23)
+    ]
+    channel.publish(folder, *many)
+    hold(small, keep=[], include=["many*"])
+    assert small.sync().code == 0
+    log = small.sync("verify").log
+    assert log.count("needs nobody") == 20
+    assert f"{NOARCH}: 3 more of its dependencies are served by nothing" in log
