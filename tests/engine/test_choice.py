@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from lanmirror_sync.rules import LARGE
 from rattler import MatchSpec
 
 from tests.engine.lab import FILES, SCRIPT, Engine, Lab
-from tests.upstream import graph, server
+from tests.upstream import channel, graph, server
 
 LINUX, NOARCH = f"{graph.FORGE}/linux-64", f"{graph.FORGE}/noarch"
 MEBI = 1 << 20
@@ -239,7 +240,8 @@ def lab(engine: Engine, grove: Path, tmp_path: Path) -> Iterator[Lab]:
     """Return an empty mirror of conda-forge below that upstream."""
     mirror = tmp_path / "mirror"
     mirror.mkdir()
-    with server.serving(grove) as upstream, server.serving(mirror) as served:
+    tree = shutil.copytree(grove, tmp_path / "upstream")
+    with server.serving(tree) as upstream, server.serving(mirror) as served:
         lab = Lab(engine, tmp_path, upstream, served, mirror)
         lab.settings |= {"repos": [], "exclude": []}
         yield lab
@@ -303,6 +305,7 @@ def test_what_is_chosen_no_more_goes_after_its_grace(lab: Lab, on_demand: bool) 
     lab.check()
     if on_demand:
         # A refresh of the indexes knows nothing of the choice, and begins no grace anew.
+        channel.edit(lab.tree / LINUX, {"lib0011-1.0-h0_0.tar.bz2": {"license": "MIT"}})
         assert lab.sync("sync", "--indexes", later=20 * 3600).code == 0
     else:
         assert lab.named(f"{LINUX}/repodata.json") == before - gone
