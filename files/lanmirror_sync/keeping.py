@@ -25,6 +25,7 @@ from lanmirror_sync.config import KNOWN_ARCHES, Config, Subdir
 from lanmirror_sync.keepsets import Gathered, KeepSet, Locked, gather
 from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.repodata import Index, RepodataError
+from lanmirror_sync.sweep import SOLVING
 from lanmirror_sync.upstream import Sent, unpack
 
 NOARCH, DEFAULTS, NODEFAULTS = "noarch", "defaults", "nodefaults"
@@ -58,6 +59,7 @@ class Keeping:
         paths = dict.fromkeys(path for subdir in self._subdirs if subdir.choice for path in subdir.choice.keep)
         self._gathered: dict[str, Gathered] = {path: gather(Path(path)) for path in paths}
         self._found: dict[PurePosixPath, Sent] = {}
+        self._absent: set[PurePosixPath] = set()
         self._solved: tuple[dict[PurePosixPath, set[str]], dict[PurePosixPath, list[str]]] | None = None
         self.solves = any(keep.specs for found in self._gathered.values() for keep in found.sets)
 
@@ -65,6 +67,10 @@ class Keeping:
         """Take in an index that came for a subdir, and is good."""
         self._found[subdir.path] = sent
         self._solved = None
+
+    def leave_out(self, subdir: Subdir) -> None:
+        """Take in that the upstream has nothing in a subdir."""
+        self._absent.add(subdir.path)
 
     def key(self) -> str:
         """Return what differs whenever what is needed may do: files, and with a solver indexes, rules and channels."""
@@ -105,12 +111,10 @@ class Keeping:
         """Return what is needed of each subdir by keep-sets that have to be solved; and what is wrong for it."""
         needed: dict[PurePosixPath, set[str]] = {}
         wrong: dict[PurePosixPath, list[str]] = {}
-        publishing = self._mirror.store.publishing
-        folder = publishing if os.access(publishing.parent, os.W_OK) else None
-        if folder:
-            folder.mkdir(exist_ok=True)
+        # Indexes are large, and a plan may be of somebody who may not write there.
+        state = self._mirror.store.state
         with (
-            tempfile.TemporaryDirectory(prefix="solve-", dir=folder) as place,
+            tempfile.TemporaryDirectory(prefix=SOLVING, dir=state if os.access(state, os.W_OK) else None) as place,
             _Solver(Path(place), self._index) as solver,
         ):
             for path, found in self._gathered.items():
@@ -145,18 +149,19 @@ class Keeping:
         ]
         return [place for place in places if place]
 
-    def _index(self, subdir: Subdir) -> tuple[Index, Collection[str]]:
-        """Return the newest index of a subdir, and what of it may not be held.
+    def _index(self, subdir: Subdir) -> tuple[Index, Collection[str]] | None:
+        """Return the newest index of a subdir, and what of it may not be held; None where the upstream has none.
 
         Raises:
-            _UnsolvedError: there is none.
+            _UnsolvedError: it is not known.
         """
-        sent = self._found.get(subdir.path)
+        sent, standing = self._found.get(subdir.path), self._mirror.memory.standing(subdir.path)
+        if sent is None and not standing.sha256 and (subdir.path in self._absent or standing.checked is not None):
+            return None
         try:
             if sent and sent.data is not None:
                 data = unpack(sent.data, sent.form)
             else:
-                standing = self._mirror.memory.standing(subdir.path)
                 data = unpack(self._mirror.store.index_path(subdir.path).read_bytes(), standing.form)
             index = repodata.parse(data)
         except (OSError, RepodataError) as error:
@@ -171,7 +176,7 @@ class _UnsolvedError(Exception):
 class _Solver:
     """Solves against indexes that it writes into a folder, without what may not be held."""
 
-    def __init__(self, folder: Path, index: Callable[[Subdir], tuple[Index, Collection[str]]]) -> None:
+    def __init__(self, folder: Path, index: Callable[[Subdir], tuple[Index, Collection[str]] | None]) -> None:
         self._folder = folder
         self._index = index
         self._open: dict[PurePosixPath, Any] = {}
@@ -193,7 +198,8 @@ class _Solver:
             wanted = [rattler.MatchSpec(spec) for spec in specs]
         except Exception as error:  # its errors have no base of their own
             raise _UnsolvedError(_line(error)) from error
-        opened = [self._sparse(subdir) for channel in channels for subdir in channel]
+        found = (self._sparse(subdir) for channel in channels for subdir in channel)
+        opened = [index for index in found if index is not None]
         try:
             records = asyncio.run(
                 rattler.solve_with_sparse_repodata(
@@ -206,11 +212,14 @@ class _Solver:
         return [(where[str(record.url).rpartition("/")[0]], record.file_name) for record in records]
 
     def _sparse(self, subdir: Subdir) -> Any:
-        """Return an index as the solver reads it."""
+        """Return an index as the solver reads it; None where the upstream has none."""
         import rattler  # noqa: PLC0415 - likewise
 
         if subdir.path not in self._open:
-            index, out = self._index(subdir)
+            found = self._index(subdir)
+            if found is None:
+                return None
+            index, out = found
             file = self._folder / f"{len(self._open)}.json"
             formats.write(file, index, lambda name: name not in out)
             channel = rattler.Channel(_url(subdir).rpartition("/")[0])

@@ -129,6 +129,8 @@ class Survey:
         for search in list(self._open):
             if outcome := self._outcome(search):
                 self._open.remove(search)
+                if isinstance(outcome, Absent) and self._keeping:
+                    self._keeping.leave_out(outcome.subdir)
                 if isinstance(outcome, _PutOff):
                     self._put_off.append((search, outcome.sent))
                 else:
@@ -137,7 +139,9 @@ class Survey:
             self._all_known = True
             search, sent = self._put_off.pop(0)
             outcome = self._outcome(search, sent)
-            if outcome and not isinstance(outcome, _PutOff):
+            if outcome is None:
+                self._open.append(search)
+            elif not isinstance(outcome, _PutOff):
                 yield outcome
 
     def waits_for(self) -> list[str]:
@@ -183,6 +187,8 @@ class Survey:
         count, before = len(candidate.index.packages), self._listed(subdir, standing)
         if not count:
             search.doubted = True
+            if self._keeping:
+                self._keeping.leave_out(subdir)
             empty = Unusable(subdir, f"{path}: the upstream's index names no package any more; ours is kept")
             self._in_doubt.setdefault(search, empty if before else self._finding(search, candidate))
             return None
@@ -323,7 +329,7 @@ class Survey:
 
         out = self._barred(subdir, index, concealed)
         chosen = selected(subdir.choice, index, out)
-        if self._keeping is None:
+        if self._keeping is None or not index.packages:
             return frozenset(chosen), ()
         needed, problems = self._keeping.needs(subdir, index, out)
         chosen |= needed

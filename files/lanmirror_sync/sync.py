@@ -293,7 +293,7 @@ class Run:
                 raise NoRoomError(
                     f"{store.path(where[disk])}: {amount(size - partial)} are needed on its disk, "
                     f"{amount(max(spare, 0))} are free beyond min_free_gib ({self._mirror.config.min_free_gib}); make "
-                    "room, or mirror less (repos, arches, cloud, exclude)"
+                    "room, or mirror less (repos, arches, cloud, hold, exclude)"
                 )
 
     def _needs(self) -> Iterator[tuple[PurePosixPath, int]]:

@@ -485,6 +485,40 @@ def test_environment_is_solved_for_each_platform_unless_it_names_some(small: Lab
 
 
 @pytest.mark.slow
+def test_subdir_that_the_upstream_lacks_or_has_empty_keeps_nothing_from_being_solved(small: Lab) -> None:
+    graph.write(small.tree, [Node("pkgs/r", "linux-64", "r-base", "4.4", depends=("base",))])
+    empty = small.tree / "pkgs/msys2/noarch"
+    empty.mkdir(parents=True)
+    (empty / "repodata.json").write_text('{"info": {"subdir": "noarch"}, "packages": {}, "packages.conda": {}}')
+    channel.add_formats(empty)
+    hold(small)
+    small.settings["repos"] = [{**small.settings["repos"][0], "name": name} for name in ("main", "r", "msys2")]
+    keep(small, "r-base", channels=["defaults"])
+    for arguments in ([], ["--only", "pkgs/r/*"]):
+        run = small.sync(*arguments)
+        assert run.code == 0, run.log
+        assert everything(small) == {"r-base-4.4-h0_0.tar.bz2", "base-3.0-h0_0.tar.bz2"}
+    small.upstream.requests.clear()
+    run = small.sync()
+    assert run.code == 0, run.log
+    assert not small.upstream.asked("*.tar.bz2")
+    assert not [*(small.mirror / ".lanmirror").glob("solve-*")]
+
+
+@pytest.mark.slow
+def test_what_a_killed_run_left_of_a_solution_goes(small: Lab) -> None:
+    keep(small, "app")
+    assert small.sync().code == 0
+    left = small.mirror / ".lanmirror/solve-abc"
+    left.mkdir()
+    (left / "0.json").write_text("{}")
+    assert small.sync().code == 0
+    assert left.exists()
+    assert small.sync(later=8 * 86400).code == 0
+    assert not left.exists()
+
+
+@pytest.mark.slow
 def test_part_of_a_mirror_is_solved_with_the_indexes_that_are_here(small: Lab) -> None:
     keep(small, "app")
     run = small.sync("--only", LINUX)
