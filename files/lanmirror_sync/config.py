@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -14,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 if TYPE_CHECKING:
+    from lanmirror_sync.choice import Choice
     from lanmirror_sync.rules import Rules
 
 # The platforms of conda's `context.known_subdirs` and those that CEP 26 adds.
@@ -31,12 +33,16 @@ HOST = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 HASH = re.compile(r"sha256=[0-9a-f]{64}|md5=[0-9a-f]{32}")
 MOST_JOBS = 256
 # Which packages of a repo or channel are held: see `Entry`.
-ALL, NONE = "all", "none"
+ALL, NONE, SOME = "all", "none", "some"
 # The settings of `Rules`, which an entry may have too.
 RULES = ("min_age_days", "min_age_undated", "block", "allow")
+# The settings of `Choice`, which stand in the `hold` of an entry.
+CHOICE = ("include", "exclude", "keep_latest", "newer_than", "max_size", "keep")
+MOST_VERSIONS = 1000
 # A petabyte a second: more is a slip of the pen.
 LARGEST_RATE = 1e15
-SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)(b(?:ytes?)?|bits?)?)(?:/s|ps)?", re.IGNORECASE)
+LARGEST_SIZE = 1 << 50
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)(b(?:ytes?)?|bits?)?)(/s|ps)?", re.IGNORECASE)
 
 # Every setting, with what it is when the file says nothing. README and the role document the same.
 DEFAULTS: dict[str, Any] = {
@@ -161,13 +167,16 @@ class Entry:
 
     Attributes:
         name: `main`, or `conda-forge/linux-64`.
-        hold: `all`: every package is fetched; `none`: the index alone, and packages come on demand.
+        hold: `all`: every package is fetched; `none`: the index alone, and packages come on demand; `some`: what
+            `choice` says is fetched.
         rules: which of its packages may come in, None for all.
+        choice: which of those are held, where that is `some`.
     """
 
     name: str
     hold: str = ALL
     rules: Rules | None = None
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +189,7 @@ class Subdir:
         index_urls: where its index is to be had, likewise.
         hold: which of its packages are held; see `Entry`.
         rules: likewise.
+        choice: likewise.
     """
 
     path: PurePosixPath
@@ -187,6 +197,7 @@ class Subdir:
     index_urls: tuple[str, ...]
     hold: str = ALL
     rules: Rules | None = None
+    choice: Choice | None = None
 
     @property
     def url(self) -> str:
@@ -304,7 +315,7 @@ class Config:
     @staticmethod
     def _subdir(path: PurePosixPath, sources: tuple[str, ...], indexes: tuple[str, ...], entry: Entry) -> Subdir:
         urls, index_urls = (tuple(f"{base}/{path}" for base in bases) for bases in (sources, indexes))
-        return Subdir(path, urls, index_urls, entry.hold, entry.rules)
+        return Subdir(path, urls, index_urls, entry.hold, entry.rules, entry.choice)
 
 
 class _Loader(yaml.SafeLoader):
@@ -348,16 +359,18 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Config:
 
 
 def _check_library(config: Config) -> None:
-    """Refuse rules with versions where nothing is there to compare versions; it is not loaded for that."""
-    if not any(entry.rules and entry.rules.has_versions for entry in (*config.repos, *config.cloud)):
+    """Refuse what py-rattler is needed for where that is not installed; it is not loaded for that."""
+    entries = (*config.repos, *config.cloud)
+    if any(entry.choice for entry in entries):
+        what = "hold of an entry says which packages, which py-rattler tells"
+    elif any(entry.rules and entry.rules.has_versions for entry in entries):
+        what = "block and allow have rules with versions, which py-rattler compares"
+    else:
         return
-    from importlib.util import find_spec  # noqa: PLC0415 - most have no such rules
+    from importlib.util import find_spec  # noqa: PLC0415 - most have neither
 
     if find_spec("rattler") is None:
-        raise ConfigError(
-            "block and allow have rules with versions, which py-rattler compares, and it is not installed: "
-            "pip install py-rattler, or uv run --with py-rattler"
-        )
+        raise ConfigError(f"{what}, and it is not installed: pip install py-rattler, or uv run --with py-rattler")
 
 
 def parse(data: object, environ: Mapping[str, str]) -> Config:
@@ -518,14 +531,76 @@ def _entries(key: str, value: object, example: str, common: Mapping[str, Any], *
             allowed = ", ".join(("name", "hold", *RULES))
             raise ConfigError(f"{key} has {unknown[0]!r} in the entry of {data['name']}; allowed: {allowed}")
         own = {rule: data.get(rule, common[rule]) for rule in RULES}
-        entry = Entry(data["name"], data.get("hold", ALL), _rules(f"{key}: ", f" of {data['name']}", own))
-        if entry.hold not in (ALL, NONE):
-            raise _wrong(f"{key}: hold of {entry.name}", entry.hold, f"{ALL}, {NONE}")
+        name, hold = data["name"], data.get("hold", ALL)
+        choice = _choice(f"{key}: hold of {name}", hold) if isinstance(hold, dict) else None
+        entry = Entry(name, SOME if choice else hold, _rules(f"{key}: ", f" of {name}", own), choice)
+        if choice is None and hold not in (ALL, NONE):
+            raise _wrong(f"{key}: hold of {name}", hold, f"{ALL}, {NONE}, or a mapping of {', '.join(CHOICE)}")
         if entry.hold == NONE and not on_demand:
             raise _nobodys(f"{key} has hold: {NONE} for {entry.name}", "its packages")
         if found.setdefault(entry.name, entry) != entry:
             raise ConfigError(f"{key} has {entry.name} twice, and not with the same settings; keep one of them")
     return tuple(found.values())
+
+
+def _choice(where: str, given: Mapping[Any, Any]) -> Choice:
+    """Return which packages are held, as a mapping says it.
+
+    Args:
+        where: what stands before the name of a setting in a message.
+        given: the mapping.
+    """
+    from lanmirror_sync import choice  # noqa: PLC0415 - most have none
+
+    for setting in given:
+        if setting not in CHOICE:
+            near = difflib.get_close_matches(str(setting), CHOICE, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{where} has {setting!r}, which is no setting{hint} (allowed: {', '.join(CHOICE)})")
+    if not given:
+        raise _wrong(where, dict(given), f"{ALL}, {NONE}, or a mapping of {', '.join(CHOICE)}")
+    specs: dict[str, tuple[str, ...]] = {}
+    for setting in ("include", "exclude"):
+        texts = given.get(setting, [])
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise _wrong(f"{where}: {setting}", texts, 'a list of MatchSpecs, for example [numpy, "pytorch=*=*cuda*"]')
+        for text in texts:
+            try:
+                specs[setting] = tuple(dict.fromkeys((*specs.get(setting, ()), choice.parse(text))))
+            except choice.SpecError as error:
+                raise ConfigError(f'{where}: {setting} has "{text}": {error}') from error
+    latest, size = given.get("keep_latest"), given.get("max_size")
+    return choice.Choice(
+        include=specs.get("include", ()),
+        exclude=specs.get("exclude", ()),
+        keep_latest=int(_number(f"{where}: keep_latest", latest, 1, MOST_VERSIONS, whole=True))
+        if latest is not None
+        else 0,
+        newer_than=_moment(f"{where}: newer_than", given["newer_than"]) if "newer_than" in given else None,
+        max_size=_size(f"{where}: max_size", size) if size is not None else 0,
+        keep=_keep(f"{where}: keep", given.get("keep", [])),
+    )
+
+
+def _keep(key: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(path, str) for path in value):
+        raise _wrong(key, value, "a list of absolute paths of this machine, for example [/srv/environments]")
+    for path in value:
+        if not path.startswith("/") or not path.isprintable() or ".." in Path(path).parts:
+            raise _wrong(key, path, "absolute paths of this machine, for example /srv/environments")
+    return tuple(dict.fromkeys(os.path.normpath(path) for path in value))
+
+
+def _moment(key: str, value: object) -> float:
+    """Return when a day begins in UTC, in Unix time (seconds); YAML reads a day without quotes as a date."""
+    try:
+        if isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+            value = date.fromisoformat(value)
+    except ValueError:
+        pass
+    if not isinstance(value, date) or isinstance(value, datetime):
+        raise _wrong(key, value, "a day, for example 2024-01-01")
+    return datetime(value.year, value.month, value.day, tzinfo=UTC).timestamp()
 
 
 def _installers_hold(value: object, *, on_demand: bool) -> str:
@@ -625,13 +700,25 @@ def rate(key: str, value: object) -> int:
     if value in ("", None):
         return 0
     match = SIZE.fullmatch(str(value).strip()) if not isinstance(value, bool) else None
-    if match:
-        number, prefix, binary, unit = match.groups()
-        factor = float(1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " ")
-        found = float(number) * factor / (8 if (unit or "").lower().startswith("bit") else 1)
-        if 1 <= found <= LARGEST_RATE:
-            return int(found)
+    if match and 1 <= (found := _bytes(match)) <= LARGEST_RATE:
+        return int(found)
     raise _wrong(key, value, 'a rate above 0, for example 5MB/s, 800 KiB/s or 50Mbit/s, or "" for no limit')
+
+
+def _size(key: str, value: object) -> int:
+    """Return a size in bytes."""
+    match = SIZE.fullmatch(str(value).strip()) if not isinstance(value, bool) else None
+    if match and not match[5] and not (match[4] or "").lower().startswith("bit"):
+        size = _bytes(match)
+        if 1 <= size <= LARGEST_SIZE:
+            return int(size)
+    raise _wrong(key, value, "a size above 0, for example 500MB or 2 GiB")
+
+
+def _bytes(match: re.Match[str]) -> float:
+    number, prefix, binary, unit, _ = match.groups()
+    factor = float(1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " ")
+    return float(number) * factor / (8 if (unit or "").lower().startswith("bit") else 1)
 
 
 def _site(site: dict[str, Any]) -> Site:

@@ -221,6 +221,12 @@ def render(
     )
 
 
+def write(file: Path, index: Index, keep: Callable[[str], bool]) -> None:
+    """Write a `repodata.json` of the packages whose file names are accepted."""
+    with file.open("wb") as target:
+        _write_json(target, _View(index, keep, Index({}, {}, {})))
+
+
 def channeldata(data: bytes, names: Mapping[str, Collection[str]]) -> bytes:
     """Return the `channeldata.json` to serve: of the upstream's, what is mirrored.
 

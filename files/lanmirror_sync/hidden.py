@@ -17,9 +17,10 @@ LAST_SECOND = 253_402_300_799
 
 
 class _Told(msgspec.Struct, gc=False):
-    """What a record tells of its version, and of when it was built, or put into the index (CEP 48)."""
+    """What a record tells of its version and build, and of when it was built, or put into the index (CEP 48)."""
 
     version: str = ""
+    build: str | None = None
     timestamp: Any = None
     indexed_timestamp: Any = None
 

@@ -18,7 +18,8 @@ from lanmirror_sync.repodata import Package
 
 # Of the keys: a reader may rely on those it knows as long as this stays.
 FORMAT = 1
-# What leaves a package out. Of several that would, the first counts; `hold` is that none of a channel is held.
+# What leaves a package out. Of several that would, the first counts; `hold` is that a channel is not held, or that its
+# choice does not have this one.
 EXCLUDE, BLOCK, MIN_AGE, HOLD = FILTERS = ("exclude", "block", "min_age_days", "hold")
 # How many names are told.
 BIGGEST = 20
@@ -37,6 +38,10 @@ class Sum(msgspec.Struct, frozen=True, rename={"size": "bytes"}):
     def __add__(self, other: Sum) -> Sum:
         """Return both together."""
         return Sum(self.files + other.files, self.size + other.size)
+
+    def __sub__(self, other: Sum) -> Sum:
+        """Return what is left without a part."""
+        return Sum(self.files - other.files, self.size - other.size)
 
     def __str__(self) -> str:
         """Return it for people."""
@@ -195,12 +200,22 @@ def measured(
     names: dict[str, list[int]] = {}
     saved = {name: [0, 0] for name in FILTERS}
     none = subdir.hold == NONE
+    # What nobody chose: named all the same, and here still.
+    spare: list[Package] = []
+    demanded: list[Package] = []
+    here = frozenset(plan.orphans)
     for file_name, package in packages.items():
-        if file_name in plan.excluded:
-            hidden = MIN_AGE if file_name in plan.hidden.young else BLOCK
-            into = saved[EXCLUDE if is_excluded(package.name) else hidden]
-        elif none:
+        is_chosen = not none and plan.is_chosen(file_name)
+        if is_excluded(package.name):
+            into = saved[EXCLUDE]
+        elif file_name in plan.hidden.young:
+            into = saved[MIN_AGE]
+        elif file_name in plan.hidden.blocked:
+            into = saved[BLOCK]
+        elif not is_chosen:
             into = saved[HOLD]
+            if not none and file_name not in plan.excluded:
+                (spare if file_name in here else demanded).append(package)
         else:
             into = names.setdefault(package.name, [0, 0])
         into[0] += 1
@@ -210,10 +225,13 @@ def measured(
                 saved={name: Sum(*told) for name, told in saved.items() if told[0]})  # fmt: skip
     if none:
         return replace(part, on_demand=total(fetched)), {}
-    held, unverified, fetch = Sum(plan.held, plan.held_bytes), total(plan.check), total(fetched)
+    check = [package for package in plan.check if plan.is_chosen(package.file_name)]
+    rest = total(spare) - total(package for package in plan.check if not plan.is_chosen(package.file_name))
+    held, unverified, fetch = Sum(plan.held, plan.held_bytes) - rest, total(check), total(fetched)
     unsized = sum(package.size is None for package in fetched)
     part = replace(
-        part, wanted=held + unverified + fetch, held=held, unverified=unverified, fetch=fetch, unsized=unsized
+        part, wanted=held + unverified + fetch, held=held, unverified=unverified, fetch=fetch, unsized=unsized,
+        on_demand=total(demanded),
     )  # fmt: skip
     return part, {name: Sum(*told) for name, told in names.items()}
 

@@ -58,6 +58,8 @@ class Plan:
         orphans: files of packages that the index does not name, or that are excluded and not to be shown later.
         unwanted: of these, the ones that the configuration excludes.
         hidden: what its rules hide.
+        chosen: file names of what is to be held, None for all.
+        wrong: names of files that the index names and nobody chose, and that are there with other bytes.
     """
 
     held: int
@@ -69,6 +71,12 @@ class Plan:
     orphans: tuple[str, ...]
     unwanted: frozenset[str] = frozenset()
     hidden: Hidden = ALL_SHOWN
+    chosen: frozenset[str] | None = None
+    wrong: frozenset[str] = frozenset()
+
+    def is_chosen(self, file_name: str) -> bool:
+        """Tell whether a package that the index names is to be held."""
+        return self.chosen is None or file_name in self.chosen
 
     @property
     def files(self) -> int:
@@ -107,7 +115,13 @@ def known_files(
 
 
 def compare(
-    packages: Mapping[str, Package], files: Mapping[str, Known], exclude: Collection[str], hidden: Hidden = ALL_SHOWN
+    packages: Mapping[str, Package],
+    files: Mapping[str, Known],
+    exclude: Collection[str],
+    hidden: Hidden = ALL_SHOWN,
+    chosen: frozenset[str] | None = None,
+    *,
+    on_demand: bool = False,
 ) -> Plan:
     """Compare an upstream's index with what is held.
 
@@ -116,41 +130,61 @@ def compare(
         files: what is known of each file in the subdir, by file name.
         exclude: package names, or patterns of them as in `fnmatch`, that are not mirrored.
         hidden: what the rules of the subdir hide.
+        chosen: file names of what is to be held, None for all.
+        on_demand: whether the rest is named all the same; else it is left out, as what is excluded.
     """
     is_excluded, out = matcher(exclude), hidden.blocked | hidden.young
     held = held_bytes = 0
     check: list[Package] = []
     fetch: list[Package] = []
     replace: list[Package] = []
-    excluded = set()
+    excluded, spare, wrong = set(), set(), set()
     for file_name, package in packages.items():
         known = files.get(file_name)
-        if is_excluded(package.name) or file_name in out:
+        is_chosen = chosen is None or file_name in chosen
+        if is_excluded(package.name) or file_name in out or not (is_chosen or on_demand):
             excluded.add(file_name)
-        elif known is None:
+            continue
+        if not is_chosen:
+            if known is None:
+                continue
+            if _is_other(package, known):
+                wrong.add(file_name)
+                continue
+            spare.add(file_name)
+        if known is None:
             fetch.append(package)
-        elif isinstance(known, int):
-            (replace if package.size not in (None, known) else check).append(package)
-        else:
-            wanted = bytes.fromhex(package.digest)
-            if known == wanted:
-                held += 1
-                held_bytes += package.size or 0
-            elif len(known) == len(wanted):
-                replace.append(package)
-            else:  # by another algorithm, as when an upstream that had md5 only comes to have sha256
-                check.append(package)
+        elif _is_other(package, known):
+            replace.append(package)
+        elif known == bytes.fromhex(package.digest):
+            held += 1
+            held_bytes += package.size or 0
+        else:  # never verified; or by another algorithm, as when an upstream comes to have sha256 beside md5
+            check.append(package)
     orphans = tuple(
         name
         for name in files
-        if name.endswith(PACKAGE_SUFFIXES) and (name not in packages or name in excluded) and name not in hidden.young
+        if name.endswith(PACKAGE_SUFFIXES)
+        and (name not in packages or name in excluded or name in spare)
+        and name not in hidden.young
     )
     unwanted = frozenset(
-        name for name in orphans if name in excluded or is_excluded(package_of(name)) or hidden.blocks_file(name)
+        name
+        for name in orphans
+        if name in excluded or name in spare or is_excluded(package_of(name)) or hidden.blocks_file(name)
     )
     return Plan(
-        held, held_bytes, tuple(check), tuple(fetch), tuple(replace), frozenset(excluded), orphans, unwanted, hidden
-    )
+        held, held_bytes, tuple(check), tuple(fetch), tuple(replace), frozenset(excluded), orphans, unwanted, hidden,
+        chosen, frozenset(wrong),
+    )  # fmt: skip
+
+
+def _is_other(package: Package, known: Known) -> bool:
+    """Tell whether a file is known to have other bytes than the index says."""
+    if isinstance(known, int):
+        return package.size not in (None, known)
+    wanted = bytes.fromhex(package.digest)
+    return len(known) == len(wanted) and known != wanted
 
 
 def matcher(patterns: Collection[str]) -> Callable[[str], object]:

@@ -111,7 +111,7 @@ class Preview:
             self._names[key] = self._names.get(key, Sum()) + told
         claims: list[Claim] = []
         if not finding.settled:
-            claims = [*room.of_subdir(store, path, plan, finding.size, finding.names, fetches=subdir.hold == ALL)]
+            claims = [*room.of_subdir(store, path, plan, finding.size, finding.names, fetches=subdir.hold != NONE)]
         self._claims += claims
         named = len(packages) - (0 if config.on_demand else len(plan.excluded))
         return _with(
@@ -121,7 +121,7 @@ class Preview:
     def _leaving(self, finding: Finding, plan: Plan, named: int) -> tuple[Sum, Sum]:
         """Return what of a subdir no index names or nobody wants, and what of that `--delete` takes now."""
         path = finding.subdir.path
-        if finding.subdir.hold == ALL:
+        if finding.subdir.hold != NONE:
             sizes = {name: self._size(path / name) for name in plan.orphans}
             return self._goes(str(path), plan.orphans, plan.unwanted, named + len(plan.orphans), sizes)
         here = {name: size for name, size, _ in self._mirror.store.files(path, PACKAGE_SUFFIXES)}

@@ -225,7 +225,7 @@ def shortage(config: Config, claims: Iterable[Claim]) -> str:
         return ""
     fits = would_fit(config, claims)
     would = f"in the order of the configuration, {', '.join(fits)} would fit" if fits else "none of it would fit alone"
-    return f"{'; '.join(lacking)}; {would}; make room, or mirror less (repos, arches, cloud, exclude)"
+    return f"{'; '.join(lacking)}; {would}; make room, or mirror less (repos, arches, cloud, hold, exclude)"
 
 
 def in_words(balance: Balance, min_free_gib: float) -> Iterator[str]:

@@ -25,9 +25,9 @@ NOTHING, EVERYTHING, NAME, VERSION = range(4)
 
 # CEP 26: names of packages. Of versions and what is before them, no more than py-rattler reads: one sign between two
 # parts, and no number beyond 64 bits.
-_VERSION = r"(?:[0-9]{1,18}!)?[0-9][0-9A-Za-z]*(?:[._][0-9A-Za-z]+)*(?:\+[0-9A-Za-z]+(?:[._][0-9A-Za-z]+)*)?"
-_CLAUSE = rf"(?:(?:==|<=|>=|<|>|~=){_VERSION}|(?:=|!=){_VERSION}(?:\.\*)?)"
-RULE = re.compile(rf"([A-Za-z0-9_][A-Za-z0-9._-]*)((?:{_CLAUSE})(?:[,|]{_CLAUSE})*)?")
+A_VERSION = r"(?:[0-9]{1,18}!)?[0-9][0-9A-Za-z]*(?:[._][0-9A-Za-z]+)*(?:\+[0-9A-Za-z]+(?:[._][0-9A-Za-z]+)*)?"
+CLAUSE = rf"(?:(?:==|<=|>=|<|>|~=){A_VERSION}|(?:=|!=){A_VERSION}(?:\.\*)?)"
+RULE = re.compile(rf"([A-Za-z0-9_][A-Za-z0-9._-]*)((?:{CLAUSE})(?:[,|]{CLAUSE})*)?")
 LARGE = re.compile("[0-9]{19}")
 
 

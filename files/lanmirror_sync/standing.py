@@ -25,6 +25,7 @@ class Standing(msgspec.Struct, frozen=True, rename={"size": "bytes"}):
         complete: whether there is nothing to do until the upstream's index changes.
         on_demand: whether the served index names what is not held as well, since the site fetches that on demand.
         hold: which packages are held, as of then; see `config.Entry`.
+        choice: `Finding.choice`, as of then.
         indexed: with `on_demand`, whether there is nothing to do for the index alone until the upstream's changes.
         listed: packages that the upstream's index names; None where that is not known.
         named: packages that the served index names.
@@ -54,6 +55,7 @@ class Standing(msgspec.Struct, frozen=True, rename={"size": "bytes"}):
     complete: bool = False
     on_demand: bool = False
     hold: str = ALL
+    choice: str = ""
     indexed: bool = False
     listed: int | None = None
     named: int = 0

@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 import posixpath
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
 from lanmirror_sync import repodata
-from lanmirror_sync.config import NONE, Config, Options, Subdir
+from lanmirror_sync.config import ALL, Config, Options, Subdir
 from lanmirror_sync.mirror import Mirror
-from lanmirror_sync.plan import ALL_SHOWN, PACKAGE_SUFFIXES, Hidden, Plan, compare, known_files, too_many
+from lanmirror_sync.plan import ALL_SHOWN, PACKAGE_SUFFIXES, Hidden, Plan, compare, known_files, matcher, too_many
 from lanmirror_sync.publish import FOLDER, RECIPE, stamps
 from lanmirror_sync.repodata import Index, RepodataError
 from lanmirror_sync.report import in_words, is_everybodys
 from lanmirror_sync.standing import Standing
 from lanmirror_sync.upstream import Candidate, Search, Sent, dated_before, newest, published, unpack
+
+if TYPE_CHECKING:
+    from lanmirror_sync.keeping import Keeping
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,7 @@ class Finding:
         plan: what is needed before that.
         urls: where its packages are to be had, the best first.
         beside: whence the files beside the index are to be had.
+        choice: what differs whenever what is to be held does for another reason than the index; "" where it is all.
         refused: why records were left out as faulty, a message each.
         settled: whether nothing is to be done: see `Unchanged`, in place of which it is where all is to be looked at.
     """
@@ -50,6 +55,7 @@ class Finding:
     urls: tuple[str, ...]
     beside: Subdir
     refused: tuple[str, ...]
+    choice: str
     settled: bool = False
 
 
@@ -88,6 +94,13 @@ class Unusable:
 Outcome = Finding | Unchanged | Absent | Unusable
 
 
+@dataclass(frozen=True)
+class _PutOff:
+    """A subdir that is to be judged when the indexes of the others are known."""
+
+    sent: Sent
+
+
 class Survey:
     """Looks at every subdir that is wanted.
 
@@ -102,6 +115,10 @@ class Survey:
         self._open = list(searches)
         # What follows from an index that names no package, where no other form names one.
         self._in_doubt: dict[Search, Outcome] = {}
+        # What they need may depend on every index, so these are judged again when the others are known.
+        self._put_off: list[tuple[Search, Sent]] = []
+        self._all_known = False
+        self._keeping = self._keep_sets()
         self.asked = len(searches)
 
     def add(self, search: Search) -> None:
@@ -111,7 +128,7 @@ class Survey:
     @property
     def pending(self) -> bool:
         """Whether there are subdirs of which nothing is known yet."""
-        return bool(self._open)
+        return bool(self._open or self._put_off)
 
     def ready(self, seconds: float) -> Iterator[Outcome]:
         """Yield what has been found out; wait for at most so many seconds where that is nothing."""
@@ -121,19 +138,38 @@ class Survey:
         for search in list(self._open):
             if outcome := self._outcome(search):
                 self._open.remove(search)
+                if isinstance(outcome, Absent) and self._keeping:
+                    self._keeping.leave_out(outcome.subdir)
+                if isinstance(outcome, _PutOff):
+                    self._put_off.append((search, outcome.sent))
+                else:
+                    yield outcome
+        while self._put_off and not self._open:
+            self._all_known = True
+            search, sent = self._put_off.pop(0)
+            outcome = self._outcome(search, sent)
+            if outcome is None:
+                self._open.append(search)
+            elif not isinstance(outcome, _PutOff):
                 yield outcome
 
     def waits_for(self) -> list[str]:
         """Return the paths of the subdirs of which nothing is known yet."""
-        return [str(search.subdir.path) for search in self._open]
+        return [str(search.subdir.path) for search in (*self._open, *(search for search, _ in self._put_off))]
 
-    def _outcome(self, search: Search) -> Outcome | None:
-        """Return what is to be done with a subdir; None while its index is awaited. It fails alone."""
+    def _outcome(self, search: Search, sent: Sent | None = None) -> Outcome | _PutOff | None:
+        """Return what is to be done with a subdir; None while its index is awaited. It fails alone.
+
+        Args:
+            search: of its index.
+            sent: what was put off.
+        """
         path = search.subdir.path
         try:
-            while sent := search.poll():
+            while sent := sent or search.poll():
                 if outcome := self._judged(search, sent):
                     return outcome
+                sent = None
             return (self._in_doubt.get(search) or self._nothing(search)) if search.over else None
         except OSError as error:
             if is_everybodys(error):
@@ -143,11 +179,14 @@ class Survey:
             log.exception("%s: this is a fault of the program", path)
             return Unusable(search.subdir, f"{path}: a fault of the program: {error!r}", crash=error)
 
-    def _judged(self, search: Search, sent: Sent) -> Outcome | None:
+    def _judged(self, search: Search, sent: Sent) -> Outcome | _PutOff | None:
         """Return what follows from a form of the index; None where it is no good."""
         subdir, standing, path = search.subdir, search.standing, search.subdir.path
         data, settled = sent.data, False
+        waits = subdir.choice is not None and self._keeping is not None and self._keeping.solves and not self._all_known
         if data is None:
+            if waits:
+                return _PutOff(sent)
             settled = self._is_settled(subdir, standing)
             if settled and not self._whole:
                 return Unchanged(subdir, standing, sent)
@@ -158,9 +197,28 @@ class Survey:
         count, before = len(candidate.index.packages), self._listed(subdir, standing)
         if not count and not settled:
             search.doubted = True
+            if self._keeping:
+                self._keeping.leave_out(subdir)
             empty = Unusable(subdir, f"{path}: the upstream's index names no package any more; ours is kept")
             self._in_doubt.setdefault(search, empty if before else self._finding(search, candidate))
             return None
+        if refusal := self._refusal(search, sent, data, count, before):
+            return refusal
+        if self._keeping:
+            self._keeping.offer(subdir, sent)
+        return _PutOff(sent) if waits else replace(self._finding(search, candidate), settled=settled)
+
+    def _refusal(self, search: Search, sent: Sent, data: bytes, count: int, before: int) -> Unusable | None:
+        """Return why an index is not published that is older than ours, or lost too much; None where it is.
+
+        Args:
+            search: its own.
+            sent: the index.
+            data: as it was sent.
+            count: how many packages it names.
+            before: how many the last one named.
+        """
+        subdir, standing, path = search.subdir, search.standing, search.subdir.path
         limit = self._mirror.config.max_delete
         if not self._options.accept_older and self._is_older(subdir, standing, sent, data):
             return Unusable(
@@ -175,7 +233,7 @@ class Survey:
                 f"max_delete ({limit:g} %) lets go at once, and ours is kept; if the upstream is right, run once with "
                 "--max-delete 100",
             )
-        return replace(self._finding(search, candidate), settled=settled)
+        return None
 
     def _nothing(self, search: Search) -> Outcome:
         """Return what follows where no form was any good."""
@@ -226,7 +284,8 @@ class Survey:
             and standing.recipe == RECIPE
             and (standing.on_demand, standing.hold) == (config.on_demand, subdir.hold)
             and _but(indexes, standing.stamps) == _but(indexes, stamps(self._mirror.store, subdir.path))
-            and not (subdir.hold == NONE and self._options.delete and self._mirror.memory.orphans(str(subdir.path)))
+            and (indexes or standing.choice == self._choice(subdir))
+            and not (subdir.hold != ALL and self._options.delete and self._mirror.memory.orphans(str(subdir.path)))
         )
 
     def _finding(self, search: Search, candidate: Candidate) -> Finding:
@@ -235,7 +294,9 @@ class Survey:
         index = related_here(self._mirror.config, subdir, candidate.index)
         memory, store = self._mirror.memory, self._mirror.store
         known = known_files(store.files(path, PACKAGE_SUFFIXES), memory.verified(str(path)), index.packages)
-        plan = compare(index.packages, known, self._mirror.config.exclude, hidden(subdir, index))
+        concealed, config = hidden(subdir, index), self._mirror.config
+        chosen, problems = self._chosen(subdir, index, concealed, known)
+        plan = compare(index.packages, known, config.exclude, concealed, chosen, on_demand=config.on_demand)
         if index.base_url and self._mirror.config.on_demand:
             log.warning("%s: its packages are elsewhere (base_url), and only what is held can be had here", path)
         for name, reason in index.left_out.items():
@@ -251,11 +312,59 @@ class Survey:
             except ValueError:
                 log.warning("%s: its base_url is none: %r", path, index.base_url[:200])
         refused = tuple(f"{path}: {name!r} is refused: {reason}" for name, reason in index.refused.items())
+        refused += tuple(f"{path}: keep-set {problem}; nothing that is held is let go" for problem in problems)
         return Finding(
             subdir, search.standing, candidate.sent, index, candidate.size,
             len({package.name for name, package in index.packages.items() if name not in plan.excluded}), plan, urls,
             replace(subdir, index_urls=(place, *others)), refused,
+            search.standing.choice if self._options.indexes else self._choice(subdir),
         )  # fmt: skip
+
+    def _choice(self, subdir: Subdir) -> str:
+        """Return `Finding.choice` as of now."""
+        if subdir.choice is None:
+            return ""
+        return f"{subdir.choice.key} {self._keeping.key()}" if self._keeping else subdir.choice.key
+
+    def _chosen(
+        self, subdir: Subdir, index: Index, concealed: Hidden, here: Collection[str]
+    ) -> tuple[frozenset[str] | None, Sequence[str]]:
+        """Return what of an index is to be held, by file name, None for all; and what is wrong with keep-sets."""
+        if subdir.choice is None:
+            return None, ()
+        if self._options.indexes:
+            # Nothing is fetched, and nothing more is let go than the last sync found.
+            return frozenset(index.packages.keys() - self._mirror.memory.orphans(str(subdir.path))), ()
+        # Loaded where something is chosen.
+        from lanmirror_sync.choose import selected  # noqa: PLC0415
+
+        out = self._barred(subdir, index, concealed)
+        chosen = selected(subdir.choice, index, out)
+        if self._keeping is None or not index.packages:
+            return frozenset(chosen), ()
+        needed, problems = self._keeping.needs(subdir, index, out)
+        chosen |= needed
+        if problems:
+            chosen |= {name for name in here if name in index.packages and name not in out}
+        return frozenset(chosen), problems
+
+    def _barred(self, subdir: Subdir, index: Index, concealed: Hidden | None = None) -> set[str]:
+        """Return what of an index may not be held, by file name."""
+        from lanmirror_sync.choose import barred  # noqa: PLC0415 - likewise
+
+        concealed = hidden(subdir, index) if concealed is None else concealed
+        is_excluded = matcher(self._mirror.config.exclude)
+        out = {name for name, package in index.packages.items() if is_excluded(package.name)}
+        out |= concealed.blocked | concealed.young
+        return barred(subdir.choice, index, out) if subdir.choice else out
+
+    def _keep_sets(self) -> Keeping | None:
+        """Return the keep-sets of the configuration; None where it has none, or where nothing is fetched."""
+        if self._options.indexes or not any(one.choice and one.choice.keep for one in self._mirror.config.subdirs()):
+            return None
+        from lanmirror_sync.keeping import Keeping  # noqa: PLC0415 - likewise
+
+        return Keeping(self._mirror, self._barred)
 
 
 def hidden(subdir: Subdir, index: Index) -> Hidden:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ RETIRED, RETIRED_FILES = ".retired", ".retired-files"
 DEEPEST = 6
 # What a killed run left half-fetched is kept for the next ones, but not for ever.
 PARTIAL_DAYS = 7
+# How the folders begin in which keep-sets are solved.
+SOLVING = "solve-"
 
 log = logging.getLogger(__name__)
 
@@ -195,6 +198,9 @@ class Sweeper:
             from lanmirror_sync import planned  # noqa: PLC0415 - most have none
 
             planned.discard(store)
+        for folder in store.state.glob(f"{SOLVING}*"):
+            if folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder, ignore_errors=True)
         for file in (*store.partial.iterdir(), *store.staged.iterdir()):
             if file.stat().st_mtime < oldest:
                 file.unlink(missing_ok=True)

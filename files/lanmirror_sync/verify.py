@@ -3,7 +3,8 @@
 Every file is hashed again. A round that was broken off is continued: each file's last hash is remembered with
 its time. What is damaged is put aside, and with `--repair` fetched again; whatever stays damaged or missing is
 taken out of the served index, so that the mirror is closed again, and the next sync fetches it. Where the site
-fetches on demand, it stays named.
+fetches on demand, it stays named. Where it does not, and a choice says what is held, dependencies are named that
+nothing served satisfies.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import PurePosixPath
 import msgspec
 
 from lanmirror_sync import installers, listing, proof
-from lanmirror_sync.config import ALL, Subdir
+from lanmirror_sync.config import NONE, Subdir
 from lanmirror_sync.fetch import BIG_BYTES, Fetcher
 from lanmirror_sync.installers import Ledger
 from lanmirror_sync.mirror import Mirror
@@ -43,6 +44,9 @@ CHUNK = 1 << 20
 # Of a file, in bytes (man 7 path_resolution: NAME_MAX).
 LONGEST_NAME = 255
 COMMIT_SECONDS = 30.0
+NOARCH = "noarch"
+# So many dependencies of a subdir are named that nothing satisfies; then they are counted.
+MOST_UNMET = 20
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +113,7 @@ class Verification:
         self._publisher = Publisher(mirror)
         self._commit_due = time.monotonic() + COMMIT_SECONDS
         self.report = Report()
-        self.counts = dict.fromkeys(("referenced", "held", "missing", "damaged", "repaired", "orphaned"), 0)
+        self.counts = dict.fromkeys(("referenced", "held", "missing", "damaged", "repaired", "orphaned", "unmet"), 0)
 
     def run(self, only: str = "*") -> Sequence[Inspection]:
         """Verify the folders whose paths match, and see to what is wrong; what stays wrong is in `report`."""
@@ -133,6 +137,8 @@ class Verification:
         for inspection in inspections:
             with self._fence(str(inspection.folder)):
                 self._settle(inspection, fixed)
+        with self._fence("dependencies"):
+            self._prove(only)
         self._memory.drop(ROUND)
         self._memory.commit(self._store.flush_all)
         return inspections
@@ -175,7 +181,7 @@ class Verification:
         )
         if self._config.on_demand:
             # The rest comes on demand; but what was here, and is to be, is lost.
-            once = {item.name for item in self._unnamed(path, set())} if subdir.hold == ALL else set()
+            once = {item.name for item in self._unnamed(path, set())} if subdir.hold != NONE else set()
             inspection.missing = [item for item in inspection.missing if item.name in once]
         return inspection
 
@@ -250,6 +256,37 @@ class Verification:
         if now or time.monotonic() >= self._commit_due:
             self._memory.commit(self._store.flush_all)
             self._commit_due = time.monotonic() + COMMIT_SECONDS
+
+    def _prove(self, only: str) -> None:
+        """Say which packages of chosen subdirs need what nothing served satisfies; on demand the rest is there.
+
+        Of a subdir that holds keep-sets alone that is a fault. What else is chosen takes no dependencies along.
+        """
+        subdirs = self._config.subdirs()
+        chosen = [one for one in subdirs if one.choice and fnmatchcase(str(one.path), only)]
+        if self._config.on_demand or not chosen:
+            return
+        from lanmirror_sync.closure import Offers, unmet  # noqa: PLC0415 - most choose nothing
+
+        machines = {one.arch: Offers() for one in subdirs if one.arch != NOARCH} or {NOARCH: Offers()}
+        for one in subdirs:
+            if index := self._publisher.served(one.path):
+                for arch in [one.arch] if one.arch in machines else machines:
+                    machines[arch].add(index)
+        for one in chosen:
+            index = self._publisher.served(one.path)
+            offers = [machines[one.arch]] if one.arch in machines else [*machines.values()]
+            found = [f"{one.path}/{name}: needs {spec}" for name, spec in unmet(index, offers)] if index else []
+            self.counts["unmet"] += len(found)
+            lines = [f"{line}, and nothing that is served satisfies it" for line in found[:MOST_UNMET]]
+            if len(found) > MOST_UNMET:
+                lines.append(f"{one.path}: {len(found) - MOST_UNMET} more of its dependencies are served by nothing")
+            for line in lines:
+                if one.choice and not one.choice.selects:
+                    self.report.fail(str(one.path), line)
+                else:
+                    log.warning("%s", line)
+            log.info("%s: %d dependencies that nothing served satisfies", one.path, len(found))
 
     # ---- what is done about it ----------------------------------------------------------------------------
 

@@ -16,13 +16,12 @@ import msgspec
 from lanmirror_sync import repodata
 from lanmirror_sync.answers import FetchError
 from lanmirror_sync.channeldata import Channeldata
-from lanmirror_sync.config import ALL, NONE, Options, Subdir
+from lanmirror_sync.config import NONE, Options, Subdir
 from lanmirror_sync.fetch import BIG_BYTES, Fetcher
 from lanmirror_sync.mirror import Mirror
 from lanmirror_sync.plan import (
     ALL_SHOWN,
     PACKAGE_SUFFIXES,
-    Hidden,
     Plan,
     compare,
     in_order,
@@ -125,7 +124,7 @@ class Work:
     @functools.cached_property
     def replaced(self) -> frozenset[str]:
         """File names that are there with other bytes."""
-        return frozenset(package.file_name for package in self.plan.replace)
+        return frozenset(package.file_name for package in self.plan.replace) | self.plan.wrong
 
     @functools.cached_property
     def wanted(self) -> dict[str, Package]:
@@ -170,7 +169,7 @@ class Desk:
         for message in finding.refused:
             self._report.fail(str(path), message)
         plan = self._hashed(path, finding.plan)
-        fetches = finding.subdir.hold == ALL and not self._options.indexes
+        fetches = finding.subdir.hold != NONE and not self._options.indexes
         beside, refused = Beside(self._fetcher, finding.beside), list(finding.refused)
         if self._mirror.config.on_demand:
             return Work(finding, plan, fetches, beside, refused)
@@ -284,9 +283,11 @@ class Desk:
                     row = (package.file_name, status.st_size, status.st_mtime_ns, bytes.fromhex(package.digest))
                     memory.verify(str(path), [row])
                 memory.commit(store.flush_all)
+        others = frozenset(package.file_name for package in wrong if not rough.is_chosen(package.file_name))
         return replace(
             rough, held=rough.held + held, held_bytes=rough.held_bytes + size, check=(),
-            replace=(*rough.replace, *wrong),
+            replace=(*rough.replace, *(package for package in wrong if package.file_name not in others)),
+            wrong=rough.wrong | others,
         )  # fmt: skip
 
     def unwanted(self, subdir: Subdir, file_names: Iterable[str]) -> frozenset[str]:
@@ -356,7 +357,7 @@ class Desk:
         self._mirror.memory.commit(self._mirror.store.flush_all)
         log.info(
             "%s: published, %d packages%s%s%s", path, len(sizes),
-            f", {len(work.plan.excluded)} excluded or hidden by rules" if work.plan.excluded else "",
+            f", {len(work.plan.excluded)} excluded, hidden by rules or not chosen" if work.plan.excluded else "",
             f", {missing} left out because they could not be had" if missing and not awaited else "",
             f", {len(awaited)} awaited" if awaited else "",
         )  # fmt: skip
@@ -383,7 +384,7 @@ class Desk:
             if memory.standing(path).published != finding.standing.published:
                 return False
             index = finding.index or self._read_again(work)
-            plan = work.plan = self._hashed(path, self._compared(path, index, finding.plan.hidden))
+            plan = work.plan = self._hashed(path, self._compared(path, index, finding.plan))
             if self._is_too_much(path, plan):
                 work.broken = True
                 return True
@@ -393,11 +394,11 @@ class Desk:
             memory.forget(str(path), work.replaced)
             whole, held, size = self._extras(work).complete, plan.held, plan.held_bytes
             for name in self._sweep(subdir, plan, len(index.packages)):
-                if subdir.hold == NONE and name in index.packages and name not in plan.excluded:
+                if name in index.packages and name not in plan.excluded and name not in plan.wrong:
                     held, size = held - 1, size - (index.packages[name].size or 0)
             self._aim(work)
             work.kept = Kept(store, path)
-            awaited = subdir.hold == ALL and plan.files > 0
+            awaited = subdir.hold != NONE and plan.files > 0
             named = len(index.packages.keys() - content.leave_out)
             self.note(
                 path, in_sync=not awaited, hold=subdir.hold, on_demand=True, indexed=whole,
@@ -414,7 +415,7 @@ class Desk:
         """Note how a subdir stands whose packages are settled; its index may be a later one by now."""
         path = work.path
         with self._mirror.store.alone(path):
-            plan = self._compared(path, self._read_again(work), work.plan.hidden)
+            plan = self._compared(path, self._read_again(work), work.plan)
             missing = len(work.failed.keys() & {package.file_name for package in plan.fetch})
             standing = self._mirror.memory.standing(path)
             self.note(
@@ -438,11 +439,12 @@ class Desk:
                 )  # fmt: skip
                 log.info("%s: nothing comes on demand any more; it is served with the %d packages here", path, held)
 
-    def _compared(self, path: PurePosixPath, index: Index, hidden: Hidden = ALL_SHOWN) -> Plan:
-        """Return what a subdir needs now."""
-        memory, store = self._mirror.memory, self._mirror.store
+    def _compared(self, path: PurePosixPath, index: Index, former: Plan | None = None) -> Plan:
+        """Return what a subdir needs now, where `former` says what is hidden and chosen."""
+        memory, store, config = self._mirror.memory, self._mirror.store, self._mirror.config
+        hidden, chosen = (former.hidden, former.chosen) if former else (ALL_SHOWN, None)
         known = known_files(store.files(path, PACKAGE_SUFFIXES), memory.verified(str(path)), index.packages)
-        return compare(index.packages, known, self._mirror.config.exclude, hidden)
+        return compare(index.packages, known, config.exclude, hidden, chosen, on_demand=config.on_demand)
 
     def _is_too_much(self, path: PurePosixPath, plan: Plan) -> bool:
         """Tell, and say so, whether an index names other bytes for more of what is held than an upstream changes."""
@@ -466,7 +468,7 @@ class Desk:
     def _sweep(self, subdir: Subdir, plan: Plan, named: int) -> Sequence[str]:
         """See to the packages that are not to be held; return those that were deleted."""
         path = subdir.path
-        if subdir.hold == ALL:
+        if subdir.hold != NONE:
             return self.sweeper.packages(path, plan.orphans, plan.unwanted, named + len(plan.orphans))
         here = {name for name, _, _ in self._mirror.store.files(path, PACKAGE_SUFFIXES)}
         if here:
@@ -574,7 +576,8 @@ class Desk:
         done = not work.failed and not work.pending and "published" in changes
         self.note(
             work.path, in_sync=work.failed.keys() <= work.accepted and not work.pending,
-            complete=done and self._extras(work).complete, on_demand=False, hold=ALL, missing=missing,
+            complete=done and self._extras(work).complete, on_demand=False, hold=work.finding.subdir.hold,
+            missing=missing,
             **self._of_index(work, index), **changes,
         )  # fmt: skip
 
@@ -586,7 +589,8 @@ class Desk:
             "trust": trust(sent, work.finding.standing, len(index.packages), time.time()),
             "sha256": sent.sha256, "form": sent.form, "stale": sent.stale,
             "exclude": list(self._mirror.config.exclude), "recipe": RECIPE, "listed": len(index.packages),
-            "rules": rules.key if rules else "", "comes": work.plan.hidden.comes, "refused": work.refused,
+            "rules": rules.key if rules else "", "choice": work.finding.choice,
+            "comes": work.plan.hidden.comes, "refused": work.refused,
         }  # fmt: skip
 
     def note(self, path: PurePosixPath, *, in_sync: bool, **changes: Any) -> None:

@@ -149,6 +149,42 @@ def test_figures_are_those_of_the_sync_that_follows_with_every_filter_on(lab: La
     assert not lab.upstream.asked("*.conda") + lab.upstream.asked("*.tar.bz2")
 
 
+@pytest.mark.parametrize("on_demand", [False, True])
+def test_figures_of_a_choice_are_those_of_the_sync_that_follows(lab: Lab, on_demand: bool) -> None:
+    lab.settings |= {"on_demand": on_demand, "exclude": [], "delete_grace_hours": 0}
+    assert lab.sync().code == 0
+    before = packages(lab)
+    (lab.mirror / LINUX / "lib0008-1.3-0.conda").unlink()
+    lost = before[f"{LINUX}/lib0008-1.3-0.conda"]
+    # One of those that are not chosen has other bytes here than the upstream says.
+    damaged = lab.mirror / LINUX / "lib0002-1.2-0.conda"
+    damaged.write_bytes(b"x" * 10)
+    lab.settings["repos"] = [
+        {"name": "main", "hold": {"include": ["lib*"], "exclude": ["lib0001", "lib0002", "lib0003"]}}
+    ]
+    plan = lab.plan()["subdirs"][LINUX]
+    assert plan["hold"] == "some"
+    run = lab.sync("--delete")
+    assert run.code == 0, run.log
+    after = packages(lab)
+    here = {path: size for path, size in after.items() if path.startswith(f"{LINUX}/")}
+    assert {path.rpartition("/")[2][:7] for path in here} == {f"lib{n:04}" for n in (0, *range(4, 12))}
+    assert plan["fetch"] == {"files": 1, "bytes": lost}
+    assert plan["wanted"] == summed(here)
+    assert plan["held"] == {"files": len(here) - 1, "bytes": sum(here.values()) - lost}
+    others = {f"{LINUX}/{name}": record["size"] for name, record in records(lab, LINUX).items()}
+    rest = {path: size for path, size in others.items() if path not in here}
+    assert plan["saved"] == {"hold": summed(rest)}
+    gone = {path: size for path, size in before.items() if path not in after and path.startswith(f"{LINUX}/")}
+    gone[f"{LINUX}/lib0002-1.2-0.conda"] = 10
+    # The one with other bytes is no candidate for a grace where the index goes on naming it.
+    assert plan["delete"]["files"] == len(gone) - on_demand
+    second = lab.plan()["subdirs"][LINUX]
+    assert (second["state"], second["fetch"]["files"], second["surplus"]["files"]) == ("unchanged", 0, 0)
+    assert second["held"] == second["wanted"] == plan["wanted"]
+    assert second["on_demand"] == (summed(rest) if on_demand else summed({}))
+
+
 def test_deletion_that_max_delete_stops_is_not_promised(lab: Lab) -> None:
     lab.settings |= {"delete_grace_hours": 0, "max_delete": 10}
     assert lab.sync().code == 0

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from lanmirror_sync.choice import Choice
 from lanmirror_sync.config import DEFAULTS, load
 from lanmirror_sync.installers import Entry, Ledger
 from lanmirror_sync.store import Store
@@ -105,6 +106,42 @@ def test_configuration_of_what_comes_on_demand(tmp_path: Path) -> None:
         ("pkgs/r/noarch", "all"),
         ("cloud/conda-forge/label/broken/noarch", "none"),
     ]
+
+
+def test_hold_of_an_entry_comes_to_the_engine_as_it_was_written(tmp_path: Path) -> None:
+    hold = yaml.safe_load(
+        "{include: [numpy, 'pytorch=*=*cuda*'], exclude: ['numpy<1.26'], keep_latest: 2, newer_than: 2024-01-01,"
+        " max_size: 2 GiB, keep: [/srv/environments/, /srv/a.yml]}"
+    )
+    choice = Choice(
+        ("numpy", "pytorch=*=*cuda*"), ("numpy<1.26",), 2, 1_704_067_200, 2 << 30, ("/srv/environments", "/srv/a.yml")
+    )
+    entries: dict[str, Any] = {
+        "conda_mirror_repos": [{"name": "main", "hold": hold}, "r"],
+        "conda_mirror_arches": ["noarch"],
+        "conda_mirror_cloud": [{"name": "conda-forge/noarch", "hold": {"keep": ["/srv/a.yml"]}}],
+    }
+    config = load(written(tmp_path, **entries), {})
+    assert [(subdir.hold, subdir.choice) for subdir in config.subdirs()] == [
+        ("some", choice),
+        ("all", None),
+        ("some", Choice(keep=("/srv/a.yml",))),
+    ]
+    assert refusals(**entries) == []
+    asked = "{{ __conda_mirror_rules | conda_mirror_keep }}"
+    assert evaluate("conda_mirror", asked, **entries) == ["/srv/environments", "/srv/a.yml"]
+    assert evaluate("conda_mirror", asked) == []
+    for given, needed in ((entries, True), ({"conda_mirror_block": ["a>1"]}, True), ({}, False)):
+        assert ("py-rattler==" in evaluate("conda_mirror", "{{ __conda_mirror_requirements }}", **given)) == needed
+
+
+def test_keep_sets_that_are_not_on_the_server_are_named(tmp_path: Path) -> None:
+    there = tmp_path / "environment.yml"
+    there.touch()
+    paths = [str(there), str(tmp_path), str(tmp_path / "no.yml")]
+    script = ROLE / "library/conda_mirror_data.py"
+    found = run_module(script, tmp_path, config_file=str(tmp_path / "none.yml"), keep=paths)
+    assert found["absent"] == [paths[-1]]
 
 
 def test_bundle_of_the_controller_is_the_engines_where_the_server_has_none() -> None:
@@ -282,6 +319,18 @@ def test_good_input_is_accepted() -> None:
         ({"installers": {"hold": "some"}}, ("conda_mirror_installers.hold is 'some'", "all, none")),
         ({"cloud": [{"name": "a/noarch", "hold": "some"}]}, ("conda_mirror_cloud", "a/noarch", "'some'", "all, none")),
         ({"repos": [{"name": "main", "held": "all"}]}, ("conda_mirror_repos", "'held'", "name, hold")),
+        (
+            {"repos": [{"name": "main", "hold": {"keep_newest": 1}}]},
+            ("conda_mirror_repos: hold of main has 'keep_newest'", "did you mean keep_latest?"),
+        ),
+        (
+            {"cloud": [{"name": "a/noarch", "hold": {"exclude": ["b=>1"]}}]},
+            ('conda_mirror_cloud: hold of a/noarch: exclude has "b=>1"', "must be a MatchSpec"),
+        ),
+        (
+            {"cloud": [{"name": "a/noarch", "hold": {"keep": ["environment.yml"]}}]},
+            ("conda_mirror_cloud: hold of a/noarch: keep is 'environment.yml'", "absolute paths"),
+        ),
         ({"index_minutes": "0"}, ("conda_mirror_index_minutes is '0'", "from 1 to 60")),
         ({"index_minutes": 61}, ("conda_mirror_index_minutes is '61'", "from 1 to 60")),
         ({"index_minutes": True}, ("conda_mirror_index_minutes is 'True'", "from 1 to 60")),

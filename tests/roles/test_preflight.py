@@ -125,6 +125,11 @@ ROWS: dict[str, Row] = {
     "conda-list-as-text": conda("conda_mirror_repos is 'main'", "INI inventory", conda_mirror_repos="main"),
     "conda-bundle": conda("conda_mirror_ca_bundle", "/etc/ssl/no", conda_mirror_ca_bundle="/etc/ssl/no-such.pem"),
     "conda-room": conda("conda_mirror_min_free_gib", "GiB free", conda_mirror_min_free_gib="1048576"),
+    "conda-keep": conda(
+        "names /srv/no-such.yml",
+        "the sync reads keep-sets on that host",
+        conda_mirror_repos=[{"name": "main", "hold": {"keep": ["/srv/no-such.yml", "/etc/hostname"]}}],
+    ),
     "conda-arch": conda("conda_mirror_arches", "did you mean linux-64", conda_mirror_arches=["noarch", "linux64"]),
     "conda-jobs": conda("conda_mirror_jobs", "from 1 to 256", conda_mirror_jobs=0),
     "conda-on-demand-port": conda("conda_mirror_on_demand_port", "1024 to 65535", conda_mirror_on_demand_port="80"),

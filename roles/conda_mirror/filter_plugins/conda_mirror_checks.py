@@ -112,8 +112,14 @@ def ruled(rules: Mapping[str, Any]) -> list[str]:
 
 
 def has_versions(rules: Mapping[str, Any]) -> bool:
-    """Tell whether a rule has versions, which the engine compares with a library."""
-    return any(subdir.rules.has_versions for subdir in _subdirs(rules) if subdir.rules)
+    """Tell whether a rule has versions, or an entry says which packages are held: the engine needs a library then."""
+    subdirs = _subdirs(rules)
+    return any(subdir.choice or (subdir.rules and subdir.rules.has_versions) for subdir in subdirs)
+
+
+def keep(rules: Mapping[str, Any]) -> list[str]:
+    """Return the paths of keep-sets that entries name."""
+    return [*dict.fromkeys(path for subdir in _subdirs(rules) if subdir.choice for path in subdir.choice.keep)]
 
 
 def blocked(rules: Mapping[str, Any]) -> list[str]:
@@ -255,6 +261,7 @@ class FilterModule:
             "conda_mirror_blocked": blocked,
             "conda_mirror_entry_names": entry_names,
             "conda_mirror_has_versions": has_versions,
+            "conda_mirror_keep": keep,
             "conda_mirror_problems": problems,
             "conda_mirror_ruled": ruled,
         }

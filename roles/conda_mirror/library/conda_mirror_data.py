@@ -34,6 +34,11 @@ options:
     description: Folder that the mirror is to be in.
     type: path
     default: /nonexistent
+  keep:
+    description: Paths of files and folders that the engine reads.
+    type: list
+    elements: path
+    default: []
   marks:
     description: Paths of which one is there when the role was ever installed.
     type: list
@@ -89,6 +94,10 @@ left:
 lost:
   description: Whether C(installed) has a mirror and C(working_dir) has none.
   type: bool
+  returned: always
+absent:
+  description: Those of C(keep) that are not there.
+  type: list
   returned: always
 mounted:
   description: Whether a file system of its own is mounted at C(working_dir).
@@ -189,6 +198,7 @@ def main() -> None:
             "site_file": {"type": "path", "default": "/nonexistent"},
             "cache_dir": {"type": "path", "default": "/nonexistent"},
             "working_dir": {"type": "path", "default": "/nonexistent"},
+            "keep": {"type": "list", "elements": "path", "default": []},
             "marks": {"type": "list", "elements": "path", "default": []},
             "remove": {"type": "bool", "default": False},
         },
@@ -210,6 +220,7 @@ def main() -> None:
         "caches": caches,
         "folder": str(folder) if found else "",
         "lost": found and not mirrors(new),
+        "absent": [path for path in module.params["keep"] if not Path(path).exists()],
         "mounted": new.is_mount(),
         "file_system": str(next(path for path in (place.resolve(), *place.resolve().parents) if path.is_mount())),
         "free_gib": shutil.disk_usage(place).free / (1 << 30),
