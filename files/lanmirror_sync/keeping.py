@@ -119,7 +119,11 @@ class Keeping:
         ):
             for path, found in self._gathered.items():
                 asking = [subdir for subdir in self._subdirs if subdir.choice and path in subdir.choice.keep]
+                alone = all(subdir.arch == NOARCH for subdir in asking)
                 for keep in found.sets if asking else ():
+                    for subdir in asking if alone and keep.specs else ():
+                        reason = f"{keep.path}: noarch alone has it in keep, and no platform to solve it for"
+                        wrong.setdefault(subdir.path, []).append(reason)
                     for arch in _platforms(keep, asking):
                         try:
                             names = solver.solve(keep.specs, self._places(keep, arch, asking), arch)

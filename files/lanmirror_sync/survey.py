@@ -340,7 +340,8 @@ class Survey:
 
         out = self._barred(subdir, index, concealed)
         chosen = selected(subdir.choice, index, out)
-        if self._keeping is None or not index.packages:
+        # An index that names nothing is judged before the others are known, and nothing of it is needed.
+        if self._keeping is None or not (index.packages or self._all_known):
             return frozenset(chosen), ()
         needed, problems = self._keeping.needs(subdir, index, out)
         chosen |= needed
