@@ -208,8 +208,12 @@ def _handler(upstream: Upstream) -> type[BaseHTTPRequestHandler]:
                 self._send(HTTPStatus.NOT_FOUND, b"<html>not found</html>", {"Content-Type": "text/html"}, fault)
 
         def _send_file(self, file: Path, fault: Fault) -> None:
-            body = file.read_bytes() if fault.body is None else fault.body
-            status = file.stat()
+            try:
+                body = file.read_bytes() if fault.body is None else fault.body
+                status = file.stat()
+            except FileNotFoundError:  # a sync has just deleted it
+                self._send(HTTPStatus.NOT_FOUND, b"", {}, fault)
+                return
             etag = '"' + hashlib.md5(f"{status.st_mtime_ns} {status.st_size}".encode()).hexdigest() + '"'
             headers = {
                 "ETag": etag,
