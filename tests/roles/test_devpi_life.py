@@ -36,11 +36,11 @@ from roles.devpi.files.lanmirror_ops.restore import restore
 from roles.devpi.files.lanmirror_ops.settings import ASIDE, Settings
 from tests.roles.render import ROOT, render
 
-# devpi_state.py is for the Python of a venv of devpi's.
+# The others are for the Python of a venv of devpi's.
 MODULES = [
     importlib.import_module(f"{lanmirror_ops.__name__}.{module.name}")
     for module in pkgutil.iter_modules(lanmirror_ops.__path__)
-    if module.name not in {"__main__", "devpi_state"}
+    if module.name not in {"__main__", "devpi_state", "hides", "packages"}
 ]
 
 VERSION = {"version": "6.20.3", "database": "4"}
