@@ -151,7 +151,7 @@ KEY = f"Failed to connect to the host via ssh: Warning: Permanently added 'x' to
     [
         ({"status": -1, "msg": REFUSED}, "Connection refused", "Connection refused"),
         ({"status": 404, "content": "devpi: no", "msg": "Status code was 404"}, "status 404", "status 404"),
-        ({"status": 502, "content": '{"status": "ok"}', "msg": "x"}, "status 502", "status 502"),
+        ({**told("pypi"), "status": 502, "msg": "x"}, "status 502", "status 502"),
         ({"status": 200, "content": "<html>"}, "status 200, without its health", "status 200, without its health"),
         ({"status": 200, "content": "[1]"}, "status 200, without its health", "status 200, without its health"),
         ({}, "it was not asked", "it was not asked"),
@@ -335,9 +335,10 @@ def test_playbook_tells_of_all_servers_and_of_one_that_is_off(tmp_path: Path) ->
             "named": {"nginx_tls": "own", "nginx_tls_port": tls, "nginx_server_names": ["conda.lab.lan"]},
             "closed": {"nginx_port": tls + 1},
             "off": OFF,
+            "wrong": {"nginx_port": "{{ no_such }}"},
         }
         groups = {
-            "pypi_cache": ["mirror", "replica", "off", "closed"],
+            "pypi_cache": ["mirror", "replica", "off", "closed", "wrong"],
             "pypi_replicas": ["replica"],
             "conda_mirror": ["mirror", "named", "off"],
         }
@@ -370,6 +371,7 @@ def test_playbook_tells_of_all_servers_and_of_one_that_is_off(tmp_path: Path) ->
         "replica": ["PyPI replica", "-", "-", "-", "-", "-", "problem: devpi does not answer (timed out): …", "-"],
         "off": ["PyPI primary, Conda", "-", "-", "-", "-", "-", refused, refused],
         "closed": ["PyPI primary", "-", free, "-", "-", "-", refused, "-"],
+        "wrong": ["PyPI", "-", "-", "-", "-", "-", "does not answer: 'no_such' is undefined", "-"],
         # It has the documents of the first.
         "named": ["Conda", "-", free, *synced, "-", warning],
     }
@@ -378,6 +380,7 @@ def test_playbook_tells_of_all_servers_and_of_one_that_is_off(tmp_path: Path) ->
         "replica (PyPI): problem: devpi does not answer (timed out): systemctl status devpi",
         "off (PyPI and Conda): does not answer: ssh: connect to host 127.0.0.1 port 1: Connection refused",
         "closed (PyPI): does not answer: Connection refused",
+        "wrong (PyPI): does not answer: Error while resolving value for 'status_plan': 'no_such' is undefined",
     ]
     ended = dict(line.split(None, 1) for line in run.stdout.partition("PLAY RECAP")[2].splitlines()[1:] if line)
     assert [name for name, line in ended.items() if "failed=0" not in line] == ["replica"]
