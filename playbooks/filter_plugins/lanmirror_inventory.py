@@ -45,6 +45,7 @@ SHARED = {
     "lanmirror_pip_index_url",
     "lanmirror_remove",
     "lanmirror_server_url",
+    "lanmirror_status_json",
     "lanmirror_tls",
 }
 # Facts that the playbooks set themselves; they are there where a playbook is run by another one.
