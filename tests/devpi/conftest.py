@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import json
 import os
@@ -36,11 +37,14 @@ def venv_of_devpi() -> Path:
     """Return a venv with what the role installs, made once for each set of pins."""
     pins = FILES / "requirements.txt"
     folder = Path(sys.prefix) / f"devpi-{hashlib.sha256(pins.read_bytes()).hexdigest()[:12]}"
-    if not (folder / "complete").exists():
-        venv.create(folder, clear=True, with_pip=True)
-        pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        subprocess.run([*pip, "-r", str(pins)], check=True)
-        (folder / "complete").touch()
+    # Several runs of pytest are under way at once.
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "complete").exists():
+            venv.create(folder, clear=True, with_pip=True)
+            pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+            subprocess.run([*pip, "-r", str(pins)], check=True)
+            (folder / "complete").touch()
     return folder
 
 
