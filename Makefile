@@ -32,7 +32,7 @@ docker: ## Make a Docker engine and the base images ready (installs what is miss
 	@molecule/bootstrap $(DISTROS)
 
 .PHONY: nginx
-nginx: ## Make Nginx and wrk ready for the fast tests (installs what is missing)
+nginx: ## Make Nginx and other programs ready for the fast tests (installs what is missing)
 	@molecule/bootstrap --nginx
 
 # A lab that is not whole, for example since the machine was switched off, is made anew.

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -61,8 +60,6 @@ const input = elements["pypi-search"], found = elements["pypi-found"];
 })();
 """
 
-needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
-
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
@@ -105,7 +102,6 @@ def search(site: Site, *typed: str) -> tuple[list[dict[str, Any]], list[str]]:
     return shown, asked
 
 
-@needs_node
 def test_search_finds_names_as_indexes_compare_them(ours: Site) -> None:
     used = time.mktime((2026, 11, 29, 12, 0, 0, 0, 0, 0))
     packages = [package("zope-interface", used=used), package("interface"), package("interface-tools", "lab/dev")]
@@ -131,7 +127,6 @@ def test_search_finds_names_as_indexes_compare_them(ours: Site) -> None:
     assert [(shown["hidden"], shown["rows"]) for shown in (none, empty)] == [(True, [])] * 2
 
 
-@needs_node
 def test_of_many_names_a_page_is_shown_and_what_is_left_out_is_told(ours: Site) -> None:
     text = listed([package(f"tool-{number:04}") for number in range(400)], TYPES, time.time(), most=15_000)
     have(ours, text)
@@ -145,7 +140,6 @@ def test_of_many_names_a_page_is_shown_and_what_is_left_out_is_told(ours: Site) 
     assert "old" not in found["told"]
 
 
-@needs_node
 @pytest.mark.parametrize(
     ("text", "words", "times"),
     [
