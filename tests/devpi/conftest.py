@@ -258,6 +258,12 @@ class Devpi:
             **settings,
         )
 
+    def push(self, index: str, version: str, target: str) -> requests.Response:
+        """Push a release of six from an index to a stage."""
+        order = {"name": "six", "version": version, "targetindex": target}
+        headers = {**self.token(), "Accept": "application/json"}
+        return requests.post(f"{self.url}/{index}", json=order, headers=headers, timeout=60)
+
     def get(self, path: str, accept: str = JSON, **headers: str) -> requests.Response:
         """Ask as Nginx asks for an installer."""
         asking = {"Accept": accept, "User-Agent": "pip/lanmirror", "Accept-Encoding": "gzip", **headers}

@@ -241,8 +241,7 @@ def test_release_that_is_hidden_cannot_be_pushed_to_a_stage(devpi: Devpi, both: 
     devpi.declare(f"root/{name}-vetted", type="stage", bases=[both[0]])
     devpi.declare(both[0], block=["six==2.0"])
     for version, status in (("2.0", 400), ("1.0", 200)):
-        order = {"name": "six", "version": version, "targetindex": f"root/{name}-vetted"}
-        got = requests.post(f"{devpi.url}/{both[0]}", json=order, headers=devpi.token(), timeout=LONG)
+        got = devpi.push(both[0], version, f"root/{name}-vetted")
         assert got.status_code == status, got.text
 
 

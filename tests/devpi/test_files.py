@@ -582,12 +582,7 @@ def test_file_that_nobody_has_is_pushed_to_a_stage(devpi: Devpi, upstream: Upstr
     file.script = [cut(300_000)] if right else [other(BIG[:-1] + b"x")]
     path = path_of(devpi, index, "six", SDIST)
     devpi.declare(f"{index}-dev", type="stage", bases=[])
-    pushed = requests.post(
-        f"{devpi.url}/{index}",
-        json={"name": "six", "version": "1.0", "targetindex": f"{index}-dev"},
-        headers={**devpi.token(), "Accept": "application/json"},
-        timeout=LONG,
-    )
+    pushed = devpi.push(index, "1.0", f"{index}-dev")
     assert pushed.ok == right, pushed.text
     assert is_stored(devpi, path) == right
     if right:

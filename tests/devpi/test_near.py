@@ -369,12 +369,7 @@ def test_file_that_is_pushed_comes_from_the_next_place_where_bytes_were_wrong(
     both[0].near.content = WRONG
     paths(devpi, index)
     devpi.declare(f"{index}-dev", type="stage", bases=[])
-    pushed = requests.post(
-        f"{devpi.url}/{index}",
-        json={"name": "six", "version": "1.0", "targetindex": f"{index}-dev"},
-        headers={**devpi.token(), "Accept": "application/json"},
-        timeout=LONG,
-    )
+    pushed = devpi.push(index, "1.0", f"{index}-dev")
     assert pushed.ok, pushed.text
     assert devpi.get(path_of(devpi, f"{index}-dev", "six", SDIST)).content == BIG
     assert both[0].asked == (1, 1)
@@ -468,18 +463,6 @@ def test_changed_list_counts_at_once_and_who_is_not_in_it_is_forgotten(
     assert (said["places"], said["wrong"]) == ({}, {})
     assert devpi.get(after).content == BIG
     assert [file.asked for file in both] == [(1, 1), (0, 1)]
-
-
-def test_setting_is_a_list_of_urls(devpi: Devpi, upstream: Upstream, name: str) -> None:
-    url = f"{devpi.url}/root/{name}"
-    devpi.mirror(f"root/{name}", upstream, files_from=["http://a.example.org/pypi", "http://a.example.org/pypi/"])
-    answer = requests.get(url, params={"no_projects": ""}, headers={"Accept": "application/json"}, timeout=LONG)
-    assert answer.json()["result"]["files_from"] == ["http://a.example.org/pypi/"]
-    for wrong in ("ftp://a.example.org/", "http://u:secret@a.example.org/"):
-        answer = requests.patch(url, json={"files_from": [wrong]}, headers=devpi.token(), timeout=LONG)
-        assert answer.status_code == 400
-        assert "files_from" in answer.text
-        assert "secret" not in answer.text
 
 
 def test_pip_and_uv_install_bytes_of_the_near_place(

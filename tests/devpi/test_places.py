@@ -309,24 +309,24 @@ def test_one_request_alone_tries_a_host_whose_pause_is_over(
     devpi.stop()
 
 
-def test_setting_is_a_list_of_urls_each_once(devpi: Devpi, upstream: Upstream, name: str) -> None:
+@pytest.mark.parametrize("key", ["fallback_urls", "files_from"])
+def test_setting_is_a_list_of_urls_each_once(devpi: Devpi, upstream: Upstream, name: str, key: str) -> None:
     url = f"{devpi.url}/root/{name}"
-    devpi.mirror(
-        f"root/{name}", upstream, fallback_urls=["http://a.example.org/simple", "http://a.example.org/simple/"]
-    )
+    both: dict[str, Any] = {key: ["http://a.example.org/simple", "http://a.example.org/simple/"]}
+    devpi.mirror(f"root/{name}", upstream, **both)
 
     def stored() -> Any:
         answer = requests.get(url, params={"no_projects": ""}, headers={"Accept": "application/json"}, timeout=LONG)
-        return answer.json()["result"]["fallback_urls"]
+        return answer.json()["result"][key]
 
     assert stored() == ["http://a.example.org/simple/"]
     # A change of another setting leaves it.
     devpi.declare(f"root/{name}", title="other")
     assert stored() == ["http://a.example.org/simple/"]
     for wrong in ("ftp://a.example.org/", "http://u:secret@a.example.org/"):
-        answer = requests.patch(url, json={"fallback_urls": [wrong]}, headers=devpi.token(), timeout=LONG)
+        answer = requests.patch(url, json={key: [wrong]}, headers=devpi.token(), timeout=LONG)
         assert answer.status_code == 400
-        assert "fallback_urls" in answer.text
+        assert key in answer.text
         assert "secret" not in answer.text
 
 
