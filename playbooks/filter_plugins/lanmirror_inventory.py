@@ -196,6 +196,40 @@ def own_site(host: Mapping[str, Any], name: str) -> Site:
     return Site(f"{'http' if plain else 'https'}://{netloc}{'' if usual else f':{port}'}", given=False)
 
 
+def asks(host: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
+    """Return what a server is asked by itself, at its loopback address, for playbooks/status.yml.
+
+    Args:
+        host: its variables.
+        groups: those that it is in.
+
+    Returns:
+        `role` of its PyPI cache, or None; `folders` whose disks count; `asks`, each with `about`, `url` and `headers`.
+    """
+    plain = _text(host, "nginx_tls") == "none"
+    url = f"http{'' if plain else 's'}://127.0.0.1:{_text(host, 'nginx_port' if plain else 'nginx_tls_port')}"
+    # Requests for other names may be another site's (nginx_default_server).
+    names = _list(host, "nginx_server_names")
+    headers = {"Host": names[0]} if names else {}
+    halves = {
+        half: folder
+        for half, (group, folder) in {
+            "pypi": ("pypi_cache", "devpi_data_dir"),
+            "conda": ("conda_mirror", "conda_mirror_working_dir"),
+        }.items()
+        if group in groups
+    }
+    paths = {half: f"/health/{half}" for half in halves} | ({"status": "/status.json"} if "conda" in halves else {})
+    return {
+        "role": _text(host, "devpi_role") if "pypi" in halves else None,
+        "folders": [_text(host, folder) for folder in halves.values()],
+        "asks": [
+            {"about": about, "url": f"{url}{path}", "headers": headers}
+            for about, path in {**paths, "portal": "/"}.items()
+        ],
+    }
+
+
 def server_of(groups: Groups, half: str) -> str | None:
     """Return the server that workstations use for a half: the first of its group, and of the PyPI cache the primary."""
     servers = _in(groups, half)
@@ -523,6 +557,7 @@ class FilterModule:
         """Give the filters by name."""
         return {
             "lanmirror_problems": problems,
+            "lanmirror_asks": asks,
             "lanmirror_client": client,
             "lanmirror_peers": peers,
             "lanmirror_tls_names": tls_names,

@@ -1,6 +1,6 @@
 """The state of the servers as one table, for playbooks/status.yml.
 
-Pure: the play asks each server, and what it got is judged here. Nothing is read but the defaults of the roles.
+Pure: the play asks each server what lanmirror_inventory.py says, and what it got is judged here.
 """
 
 from __future__ import annotations
@@ -11,19 +11,14 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-ROLES = Path(__file__).resolve().parents[2] / "roles"
 # Of the keys of the JSON: a reader may rely on those it knows as long as this stays.
 FORMAT = 1
 # The format of status.json that is understood here (lanmirror_sync/status.py).
 STATUS_FORMAT = 1
-# By half: its group, and the variable of the folder whose disk counts.
-HALVES = {"pypi": ("pypi_cache", "devpi_data_dir"), "conda": ("conda_mirror", "conda_mirror_working_dir")}
+# The group of each half.
+HALVES = {"pypi": "pypi_cache", "conda": "conda_mirror"}
 # The states of a half, the worst last.
 OK, WARNING, PROBLEM, SILENT = STATES = ("ok", "warning", "problem", "does not answer")
 ANSWERED = (200, 503)
@@ -115,55 +110,6 @@ class Server:
         return max((half.status for half in self.halves.values()), key=STATES.index, default=OK)
 
 
-# ---- what a server is asked -----------------------------------------------------------------------------------
-
-
-@cache
-def _defaults() -> dict[str, Any]:
-    """Return the variables of the roles with their defaults."""
-    files = [ROLES / role / "defaults/main.yml" for role in ("nginx", "devpi", "conda_mirror")]
-    return {name: value for file in files for name, value in yaml.safe_load(file.read_text()).items()}
-
-
-def plan(host: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
-    """Return what a server is asked by itself.
-
-    Args:
-        host: its variables.
-        groups: those that it is in.
-
-    Returns:
-        `role` of its PyPI cache, or None; `folders` whose disks count; `asks`, each with `about`, `url` and `headers`.
-    """
-
-    def value(name: str) -> Any:
-        found = host.get(name)
-        return _defaults()[name] if found is None else found
-
-    tls = str(value("nginx_tls")).strip() != "none"
-    port = str(value("nginx_tls_port" if tls else "nginx_port")).strip()
-    names = value("nginx_server_names")
-    # An INI inventory gives a list as text.
-    names = yaml.safe_load(names) if isinstance(names, str) else names
-    halves = [name for name, (group, _) in HALVES.items() if group in groups]
-    paths = {name: f"/health/{name}" for name in halves}
-    if "conda" in halves:
-        paths["status"] = "/status.json"
-    return {
-        "role": str(value("devpi_role")).strip() if "pypi" in halves else None,
-        "folders": [str(value(HALVES[name][1])) for name in halves],
-        "asks": [
-            {
-                "about": about,
-                "url": f"http{'s' * tls}://127.0.0.1:{port}{path}",
-                # Requests for other names may be another site's (nginx_default_server).
-                "headers": {"Host": str(names[0])} if names else {},
-            }
-            for about, path in {**paths, "portal": "/"}.items()
-        ],
-    }
-
-
 # ---- what it answered -----------------------------------------------------------------------------------------
 
 
@@ -238,11 +184,11 @@ def server(name: str, host: Mapping[str, Any], groups: Groups) -> Server:
 
     Args:
         name: in the inventory.
-        host: its variables: `status_plan` (see `plan`), `status_disk` (df), `status_answers` (a loop over the asks),
-            and `status_failed`, why the play could not ask; each may be missing.
+        host: its variables: `status_asks` (lanmirror_inventory.asks), `status_disk` (df), `status_answers` (a loop over
+            the asks), and `status_failed`, why the play could not ask; each may be missing.
         groups: those of the inventory.
     """
-    plan_, disk = host.get("status_plan") or {}, host.get("status_disk") or {}
+    plan, disk = host.get("status_asks") or {}, host.get("status_disk") or {}
     answers = {
         result["item"]["about"]: result
         for result in (host.get("status_answers") or {}).get("results", [])
@@ -252,17 +198,17 @@ def server(name: str, host: Mapping[str, Any], groups: Groups) -> Server:
     none = {"msg": host["status_failed"]} if host.get("status_failed") else disk if disk.get("unreachable") else {}
     halves = {
         half: _half(none or answers.get(half) or {})
-        for half, (group, _) in HALVES.items()
+        for half, group in HALVES.items()
         if name in (groups.get(group) or [])
     }
     version = re.search(r"<small>lanmirror ([^<\s]+)</small>", str(answers.get("portal", {}).get("content") or ""))
     return Server(
         name,
-        plan_.get("role"),
+        plan.get("role"),
         halves.get("pypi"),
         halves.get("conda"),
         _line(version[1]) if version else None,
-        tuple(_disks(disk, plan_.get("folders", []))),
+        tuple(_disks(disk, plan.get("folders", []))),
         _sync(answers.get("status", {})),
     )
 
@@ -369,7 +315,6 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Give the filters by name."""
         return {
-            "lanmirror_status_plan": plan,
             "lanmirror_status_table": _of(table),
             "lanmirror_status_as_json": _of(as_json),
             "lanmirror_status_bad": _of(bad),

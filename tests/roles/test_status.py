@@ -18,6 +18,7 @@ import yaml
 from lanmirror_sync import __version__, status
 from lanmirror_sync import health as conda_health
 
+from playbooks.filter_plugins import lanmirror_inventory as inventory
 from playbooks.filter_plugins import lanmirror_status as shown
 from roles.devpi.files.lanmirror_ops import health as pypi_health
 from tests.engine.lab import SCRIPT, SETTINGS
@@ -65,7 +66,7 @@ def host(*answers: dict[str, Any], df: str = "", **more: Any) -> dict[str, Any]:
     """Return the variables of a server of both halves after the play."""
     variables = {"devpi_data_dir": "/srv/a b", "conda_mirror_working_dir": "/srv/b"}
     return {
-        "status_plan": shown.plan(variables, list(BOTH)),
+        "status_asks": inventory.asks(variables, list(BOTH)),
         "status_disk": {"stdout": f"Avail 1B-blocks Filesystem File\n{df}", "rc": 0},
         "status_answers": {"results": list(answers)},
         **more,
@@ -96,16 +97,16 @@ def cells(variables: dict[str, Any], groups: Mapping[str, list[str]] | None = No
     ],
 )
 def test_server_is_asked_by_its_own_port_and_name(variables: dict[str, Any], site: str, headers: object) -> None:
-    asks = shown.plan(variables, ["conda_mirror"])["asks"]
+    asks = inventory.asks(variables, ["conda_mirror"])["asks"]
     assert [ask["url"] for ask in asks] == [f"{site}/health/conda", f"{site}/status.json", f"{site}/"]
     assert all(ask["headers"] == headers for ask in asks)
 
 
 def test_server_is_asked_for_its_halves_alone() -> None:
-    pypi = shown.plan({"devpi_role": "replica"}, ["pypi_cache", "pypi_replicas"])
+    pypi = inventory.asks({"devpi_role": "replica"}, ["pypi_cache", "pypi_replicas"])
     assert [ask["about"] for ask in pypi["asks"]] == ["pypi", "portal"]
     assert (pypi["role"], pypi["folders"]) == ("replica", [defaults("devpi")["devpi_data_dir"]])
-    both = shown.plan({"conda_mirror_working_dir": "/srv/c"}, list(BOTH))
+    both = inventory.asks({"conda_mirror_working_dir": "/srv/c"}, list(BOTH))
     assert [ask["about"] for ask in both["asks"]] == ["pypi", "conda", "status", "portal"]
     assert (both["role"], both["folders"][1:]) == ("primary", ["/srv/c"])
 
@@ -380,7 +381,7 @@ def test_playbook_tells_of_all_servers_and_of_one_that_is_off(tmp_path: Path) ->
         "replica (PyPI): problem: devpi does not answer (timed out): systemctl status devpi",
         "off (PyPI and Conda): does not answer: ssh: connect to host 127.0.0.1 port 1: Connection refused",
         "closed (PyPI): does not answer: Connection refused",
-        "wrong (PyPI): does not answer: Error while resolving value for 'status_plan': 'no_such' is undefined",
+        "wrong (PyPI): does not answer: Error while resolving value for 'status_asks': 'no_such' is undefined",
     ]
     ended = dict(line.split(None, 1) for line in run.stdout.partition("PLAY RECAP")[2].splitlines()[1:] if line)
     assert [name for name, line in ended.items() if "failed=0" not in line] == ["replica"]
